@@ -43,7 +43,7 @@ var (
 // checked and dropped. Errors say what is wrong and what the form is.
 func Parse(s string) (Reference, error) {
 	bad := func(what string, args ...any) (Reference, error) {
-		return Reference{}, fmt.Errorf("image reference %q: %s", s, fmt.Sprintf(what, args...))
+		return Reference{}, fmt.Errorf("image reference %q: %s", shown(s), fmt.Sprintf(what, args...))
 	}
 	if s == "" {
 		return Reference{}, fmt.Errorf("image reference is empty: want [host/]repository[:tag][@sha256:digest]")
@@ -94,6 +94,15 @@ func Parse(s string) (Reference, error) {
 		r.tag = DefaultTag
 	}
 	return r, nil
+}
+
+// shown returns s as an error may quote it: what stands before an "@" that begins no
+// digest may be a name and a password.
+func shown(s string) string {
+	if _, after, ok := strings.Cut(s, "@"); ok && !strings.HasPrefix(after, "sha256:") {
+		return "…@" + after
+	}
+	return s
 }
 
 // isHost reports whether the first component of a reference is a registry.
