@@ -1,0 +1,16 @@
+;; wild: hands the host addresses outside its memory and expects InvalidMemoryAccess (6).
+(module
+  (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 1024))
+  (func (export "proxy_on_context_create") (param i32 i32))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 1))
+  (func (export "proxy_on_configure") (param i32 i32) (result i32)
+    (i32.eq (call $log (i32.const 2) (i32.const 65530) (i32.const 100)) (i32.const 6)))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (if (i32.ne (call $get (i32.const 0) (i32.const -4) (i32.const 8) (i32.const 0) (i32.const 4)) (i32.const 6))
+      (then (unreachable)))
+    (i32.const 0))
+)
