@@ -125,7 +125,7 @@ count: many
 labels: []
 `),
 		Env: env("STILE_XDS_INSECURE", "perhaps"),
-	}, func() error {
+	}, func(Sources) error {
 		return errors.Join(errors.New("xds.address: must be an address"), errors.New("registries[0].host: is missing"),
 			errors.New("count: is not asked, for it could not be read"))
 	})

@@ -65,8 +65,9 @@ type Sources map[string]Source
 
 // Load fills the struct that config points to, which holds the defaults, from the
 // layers of in. Faults of all layers are returned together, as Faults; validate, if not
-// nil, is asked for more once the struct is filled, also beside other faults.
-func Load(config any, in Input, validate func() error) (Sources, error) {
+// nil, is asked for more once the struct is filled, also beside other faults; it is told
+// where each value came from.
+func Load(config any, in Input, validate func(Sources) error) (Sources, error) {
 	l := &loader{in: in, sources: Sources{}, lines: map[string]int{}}
 	root := reflect.ValueOf(config).Elem()
 	walk(root, "", func(path string, _ reflect.Value) { l.sources[path] = Source{Layer: Default} })
@@ -75,7 +76,7 @@ func Load(config any, in Input, validate func() error) (Sources, error) {
 	}
 	l.texts(config, root)
 	if validate != nil {
-		l.validation(validate())
+		l.validation(validate(l.sources))
 	}
 	if len(l.faults) == 0 {
 		return l.sources, nil
