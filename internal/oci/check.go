@@ -1,0 +1,134 @@
+package oci
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+)
+
+// accept lists the manifests and indexes that stile understands. Registries answer
+// 404 for an image of another form than those listed.
+var accept = http.Header{"Accept": {strings.Join([]string{
+	"application/vnd.oci.image.index.v1+json",
+	"application/vnd.oci.image.manifest.v1+json",
+	"application/vnd.docker.distribution.manifest.list.v2+json",
+	"application/vnd.docker.distribution.manifest.v2+json",
+}, ", ")}}
+
+var digestForm = regexp.MustCompile(`^sha256:[a-f0-9]{64}$`)
+
+// Check asks whether the credential may read r, and what digest it is. It costs one
+// request once a token is held: a HEAD, and a GET only where the HEAD was answered
+// badly, without a digest, or with a refusal that does not look like a registry's.
+// Every failure is an *Error.
+func (c *Client) Check(ctx context.Context, r Reference, cred Credential, t Trust, o CheckOptions) (Descriptor, error) {
+	d, err := c.check(ctx, r, cred, t, o)
+	if err != nil {
+		return Descriptor{}, in("check", r.String(), err)
+	}
+	return d, nil
+}
+
+func (c *Client) check(ctx context.Context, r Reference, cred Credential, t Trust, o CheckOptions) (Descriptor, error) {
+	s, err := c.session(r.Host(), cred, t)
+	if err != nil {
+		return Descriptor{}, err
+	}
+	if !o.Get {
+		d, err, settled := s.head(ctx, r, o.FreshToken)
+		if settled {
+			return d, err
+		}
+		o.FreshToken = false // what head used is fresh enough
+	}
+	m, err := s.manifest(ctx, r, o.FreshToken)
+	return m.Descriptor, err
+}
+
+// head asks by HEAD. It is not settled where a GET must be asked.
+func (s *session) head(ctx context.Context, r Reference, fresh bool) (_ Descriptor, _ error, settled bool) {
+	a, err := s.ask(ctx, call{method: http.MethodHead, url: s.manifestURL(r), header: accept, redirects: true}, r, pull, fresh)
+	if err != nil {
+		return Descriptor{}, err, true
+	}
+	defer func() { _ = a.Body.Close() }()
+	if a.StatusCode == http.StatusOK {
+		d := Descriptor{MediaType: mediaType(a.Header), Digest: a.Header.Get("Docker-Content-Digest"), Size: max(a.ContentLength, 0)}
+		settled = digestForm.MatchString(d.Digest) && (r.Digest() == "" || r.Digest() == d.Digest)
+		return d, nil, settled
+	}
+	e := refusal(a.Response)
+	switch {
+	case e.Kind == Invalid, a.StatusCode == http.StatusNotImplemented:
+		return Descriptor{}, e, false
+	case e.Kind == Unavailable:
+		return Descriptor{}, e, true
+	}
+	return Descriptor{}, e, e.FromRegistry
+}
+
+// Manifest reads the manifest or index r, of MaxManifest bytes at most. Its digest is
+// computed, and must be r's where r has one and the registry's where that names one.
+func (c *Client) Manifest(ctx context.Context, r Reference, cred Credential, t Trust) (Manifest, error) {
+	s, err := c.session(r.Host(), cred, t)
+	if err != nil {
+		return Manifest{}, in("manifest", r.String(), err)
+	}
+	m, err := s.manifest(ctx, r, false)
+	if err != nil {
+		return Manifest{}, in("manifest", r.String(), err)
+	}
+	return m, nil
+}
+
+func (s *session) manifest(ctx context.Context, r Reference, fresh bool) (Manifest, error) {
+	a, err := s.ask(ctx, call{method: http.MethodGet, url: s.manifestURL(r), header: accept, redirects: true}, r, pull, fresh)
+	if err != nil {
+		return Manifest{}, err
+	}
+	defer func() { _ = a.Body.Close() }()
+	if a.StatusCode != http.StatusOK {
+		return Manifest{}, refusal(a.Response)
+	}
+	raw, err := io.ReadAll(io.LimitReader(a.Body, MaxManifest+1))
+	if err != nil {
+		return Manifest{}, err
+	}
+	if len(raw) > MaxManifest {
+		return Manifest{}, &Error{Kind: TooLarge, Status: a.StatusCode, Err: fmt.Errorf("the manifest is larger than %d bytes", MaxManifest)}
+	}
+	sum := sha256.Sum256(raw)
+	digest := "sha256:" + hex.EncodeToString(sum[:])
+	claimed := a.Header.Get("Docker-Content-Digest")
+	switch {
+	case r.Digest() != "" && r.Digest() != digest:
+		return Manifest{}, &Error{Kind: Mismatch, Status: a.StatusCode, Err: fmt.Errorf("the registry delivered %s", digest)}
+	case digestForm.MatchString(claimed) && claimed != digest:
+		return Manifest{}, &Error{Kind: Mismatch, Status: a.StatusCode, Err: errors.New("the registry delivered other bytes than it announced")}
+	}
+	return Manifest{Descriptor: Descriptor{MediaType: mediaType(a.Header), Digest: digest, Size: int64(len(raw))}, Raw: raw}, nil
+}
+
+func (s *session) manifestURL(r Reference) *url.URL {
+	if r.Digest() != "" {
+		return s.at(r, "manifests", r.Digest())
+	}
+	return s.at(r, "manifests", r.Tag())
+}
+
+// mediaType returns the Content-Type without parameters; what is no media type is "".
+func mediaType(h http.Header) string {
+	t, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	t = strings.TrimSpace(t)
+	if len(t) > 127 || strings.ContainsFunc(t, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return ""
+	}
+	return t
+}
