@@ -101,6 +101,9 @@ type Input struct {
 	// ServeAlone lists plugins that are not in the plan's chains but are served by ECDS all the
 	// same, for proxies that have their own listeners.
 	ServeAlone []plugin.Key
+	// Static puts each plugin's configuration into the listener itself instead of a reference to
+	// ECDS: for files that an Envoy without a control plane shall run.
+	Static bool
 }
 
 // Severity of a Problem.
