@@ -45,14 +45,15 @@ func kindOf(status int) Kind {
 
 // refusal turns an answer that is not a success into an Error. It reads the body, and
 // the caller closes it.
-func refusal(resp *http.Response) *Error {
+func refusal(resp *answer) *Error {
 	e := &Error{
 		Kind:         kindOf(resp.StatusCode),
 		Status:       resp.StatusCode,
+		Account:      resp.account,
 		FromRegistry: resp.Header.Get("Docker-Distribution-Api-Version") != "",
 		RetryAfter:   retryAfter(resp.Header, time.Now()),
 	}
-	codes, ok := errorCodes(resp)
+	codes, ok := errorCodes(resp.Response)
 	e.FromRegistry = e.FromRegistry || ok
 	if slices.Contains(codes, "TOOMANYREQUESTS") {
 		e.Kind = Unavailable // some registries say so with 403

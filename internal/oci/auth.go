@@ -51,7 +51,9 @@ func (s *session) ask(ctx context.Context, q call, r Reference, rights string, f
 		return a, err // a challenge that is met after a redirect or elsewhere is never answered
 	}
 	changed := s.learn(readChallenge(a.Header))
-	if !changed && (p.minted || p.header == "" || !strings.HasPrefix(p.header, "Bearer ") || !s.credential.bearer.Empty()) {
+	held := strings.HasPrefix(p.header, "Bearer ") && !p.minted && s.credential.bearer.Empty()
+	if !changed && !held {
+		a.account = strings.HasPrefix(p.header, "Basic ")
 		return a, nil
 	}
 	_ = a.Body.Close()
@@ -59,7 +61,11 @@ func (s *session) ask(ctx context.Context, q call, r Reference, rights string, f
 		return nil, err
 	}
 	q.authorization = s.only(q.url, p.header)
-	return s.send(ctx, q)
+	a, err = s.send(ctx, q)
+	if err == nil {
+		a.account = a.StatusCode == http.StatusUnauthorized && !a.redirected && strings.HasPrefix(p.header, "Basic ")
+	}
+	return a, err
 }
 
 // only returns header if u is at the registry itself: uploads may lead elsewhere.
@@ -122,7 +128,7 @@ func (s *session) challenge(ctx context.Context) (challenge, error) {
 	case a.StatusCode == http.StatusUnauthorized:
 		found = readChallenge(a.Header)
 	case a.StatusCode == http.StatusTooManyRequests, a.StatusCode == http.StatusRequestTimeout, a.StatusCode >= 500:
-		return challenge{}, refusal(a.Response)
+		return challenge{}, refusal(a)
 	}
 	_, _ = io.CopyN(io.Discard, a.Body, 4<<10)
 	s.learn(found)
@@ -276,7 +282,7 @@ func (s *session) tokenCall(realm *url.URL, service, scope string) call {
 
 // tokenRefusal turns a token endpoint's answer into an Error. It judges the account:
 // only a refusal of the credential is one, all else says nothing about the image.
-func tokenRefusal(resp *http.Response) *Error {
+func (s *session) tokenRefusal(resp *http.Response) *Error {
 	e := &Error{Kind: Unavailable, Status: resp.StatusCode, TokenEndpoint: true, RetryAfter: retryAfter(resp.Header, time.Now())}
 	if target, err := redirectTarget(resp.Request.URL, resp); target != nil || err != nil {
 		e.Kind, e.Err = Blocked, errors.New("the token endpoint redirects, and a credential follows nowhere")
@@ -290,10 +296,12 @@ func tokenRefusal(resp *http.Response) *Error {
 	switch resp.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		e.Kind, e.Err = Unauthorized, errors.New("the registry's token endpoint refuses the credential")
+		e.Account = resp.StatusCode == http.StatusUnauthorized && !s.credential.Anonymous()
 	case http.StatusBadRequest: // OAuth2 says so of a refresh token that is no longer good
 		var code string
 		if isJSON && json.Unmarshal(answer["error"], &code) == nil && (code == "invalid_grant" || code == "unauthorized_client" || code == "access_denied") {
 			e.Kind, e.Err = Unauthorized, errors.New("the registry's token endpoint refuses the identity token")
+			e.Account = true
 		}
 	}
 	return e

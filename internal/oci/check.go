@@ -64,7 +64,7 @@ func (s *session) head(ctx context.Context, r Reference, fresh bool) (_ Descript
 		settled = digestForm.MatchString(d.Digest) && (r.Digest() == "" || r.Digest() == d.Digest)
 		return d, nil, settled
 	}
-	e := refusal(a.Response)
+	e := refusal(a)
 	switch {
 	case e.Kind == Invalid, a.StatusCode == http.StatusNotImplemented:
 		return Descriptor{}, e, false
@@ -95,7 +95,7 @@ func (s *session) manifest(ctx context.Context, r Reference, fresh bool) (Manife
 	}
 	defer func() { _ = a.Body.Close() }()
 	if a.StatusCode != http.StatusOK {
-		return Manifest{}, refusal(a.Response)
+		return Manifest{}, refusal(a)
 	}
 	raw, err := io.ReadAll(io.LimitReader(a.Body, MaxManifest+1))
 	if err != nil {

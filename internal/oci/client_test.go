@@ -177,19 +177,20 @@ func TestCheck_Answers(t *testing.T) {
 		t.Errorf("by GET: got %+v, %v", d, err)
 	}
 	for name, one := range map[string]struct {
-		ref  Reference
-		cred Credential
-		kind Kind
+		ref     Reference
+		cred    Credential
+		kind    Kind
+		account bool
 	}{
-		"no right":       {f.image, f.bob, Unauthorized},
-		"anonymous":      {f.image, Credential{}, Unauthorized},
-		"wrong password": {f.image, NewCredential(testKey(t), "", "alice", "wrong"), Unauthorized},
-		"no such tag":    {ref(t, f.registry.Host()+"/a/plugin:v2"), f.alice, NotFound},
-		"no such image":  {ref(t, f.registry.Host()+"/a/none:v2"), f.alice, NotFound},
+		"no right":       {f.image, f.bob, Unauthorized, false},
+		"anonymous":      {f.image, Credential{}, Unauthorized, false},
+		"wrong password": {f.image, NewCredential(testKey(t), "", "alice", "wrong"), Unauthorized, true},
+		"no such tag":    {ref(t, f.registry.Host()+"/a/plugin:v2"), f.alice, NotFound, false},
+		"no such image":  {ref(t, f.registry.Host()+"/a/none:v2"), f.alice, NotFound, false},
 	} {
 		_, err := f.client.Check(t.Context(), one.ref, one.cred, f.trust, CheckOptions{})
 		e, ok := errors.AsType[*Error](err)
-		if !ok || !errors.Is(err, one.kind) || !e.FromRegistry {
+		if !ok || !errors.Is(err, one.kind) || !e.FromRegistry || e.Account != one.account {
 			t.Errorf("%s: got %#v, want %v from the registry", name, err, one.kind)
 		}
 	}

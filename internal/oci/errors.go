@@ -48,6 +48,10 @@ type Error struct {
 	// TokenEndpoint reports that the answer is that of the registry's token endpoint:
 	// it judged the account, not the image.
 	TokenEndpoint bool
+	// Account reports that the registry refused the account itself (a 401 of the token
+	// endpoint, or one answered to a user name and password), so that asking for its
+	// other images is likely in vain and may lock it out. Never set for the anonymous.
+	Account bool
 	// RetryAfter is how long the registry asked to be left alone, clamped to
 	// MaxRetryAfter; 0 = it did not ask.
 	RetryAfter time.Duration

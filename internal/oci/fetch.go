@@ -30,7 +30,7 @@ func (c *Client) Blob(ctx context.Context, r Reference, d Descriptor, cred Crede
 		return nil, in("blob", name, err)
 	}
 	if a.StatusCode != http.StatusOK {
-		e := refusal(a.Response)
+		e := refusal(a)
 		_ = a.Body.Close()
 		return nil, in("blob", name, e)
 	}
@@ -108,7 +108,7 @@ func (c *Client) Download(ctx context.Context, rawURL string, t Trust) (io.ReadC
 		return nil, in("download", name, err)
 	}
 	if a.StatusCode != http.StatusOK {
-		e := refusal(a.Response)
+		e := refusal(a)
 		_ = a.Body.Close()
 		return nil, in("download", name, e)
 	}

@@ -72,7 +72,7 @@ func (s *session) tell(ctx context.Context, ref Reference, q call, want int) (ht
 	}
 	defer func() { _ = a.Body.Close() }()
 	if a.StatusCode != want {
-		return nil, refusal(a.Response)
+		return nil, refusal(a)
 	}
 	return a.Header, nil
 }

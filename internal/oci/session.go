@@ -105,6 +105,7 @@ type call struct {
 type answer struct {
 	*http.Response
 	redirected bool
+	account    bool // it refuses the user name and password that were sent
 }
 
 // send asks and follows redirects. Any HTTP status is an answer; an error is an *Error
