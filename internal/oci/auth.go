@@ -211,7 +211,7 @@ func (s *session) exchange(ctx context.Context, asked challenge, scope string) (
 	}
 	defer func() { _ = a.Body.Close() }()
 	if a.StatusCode != http.StatusOK {
-		return secret.Secret{}, 0, tokenRefusal(a.Response)
+		return secret.Secret{}, 0, s.tokenRefusal(a.Response)
 	}
 	content, err := io.ReadAll(io.LimitReader(a.Body, maxTokenAnswer+1))
 	if err != nil {
