@@ -47,6 +47,7 @@ func newRoot(a *app) *cobra.Command {
 
 // verbs are the constructors of all verbs, in the order in which help lists them.
 var verbs = []func(*app) *cobra.Command{
+	validateVerb,
 	configVerb,
 	versionVerb,
 	completionVerb,

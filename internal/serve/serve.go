@@ -18,7 +18,7 @@ import (
 
 // PathPrefix is what the path of a module's URL begins with; the token follows. The
 // token is a capability: it is never logged, and shown as "<redacted>".
-const PathPrefix = "/v1/modules/"
+const PathPrefix = "/modules/"
 
 // Redacted is a module's URL path as it may be shown.
 const Redacted = PathPrefix + "<redacted>"

@@ -1,0 +1,40 @@
+// Package source says where resources come from. Its one rule: what it hands out is a
+// whole world at one moment, which nobody changes afterwards.
+package source
+
+import (
+	"github.com/stileproject/stile/api/v1alpha1"
+	"github.com/stileproject/stile/internal/document"
+	"github.com/stileproject/stile/internal/plugin"
+)
+
+// Key names a resource of any kind by namespace and name.
+type Key = plugin.Key
+
+// World is everything that the resources say at one moment. It is immutable and shared;
+// an object that did not change is the same pointer as in the World before.
+type World struct {
+	// Plugins are sorted by namespace and name, each key once; valid or not.
+	Plugins []*v1alpha1.WasmPlugin
+	// Invalid holds the error findings of the plugins that have any.
+	Invalid map[Key][]document.Finding
+	// Secrets are those that plugins may name.
+	Secrets map[Key]*document.Secret
+	// Gateways are those that plugins may target.
+	Gateways map[Key]*document.Gateway
+	// EnvoyFiles are the operator's listener files by the name of their cluster: the file's
+	// name without its extension. The bytes must not be changed.
+	EnvoyFiles map[string][]byte
+	// Findings is everything that is wrong with the resources, in the order of the files.
+	Findings []document.Finding
+}
+
+// Plugin returns the plugin named k, or nil.
+func (w *World) Plugin(k Key) *v1alpha1.WasmPlugin {
+	for _, p := range w.Plugins {
+		if plugin.KeyOf(p) == k {
+			return p
+		}
+	}
+	return nil
+}
