@@ -36,7 +36,7 @@ type WasmPlugin struct {
 	// Status says what has become of it. It is written by stile.
 	// +optional
 	// +kubebuilder:pruning:PreserveUnknownFields
-	Status WasmPluginStatus `json:"status,omitempty"`
+	Status WasmPluginStatus `json:"status,omitempty" stile:"ignore"`
 }
 
 // WasmPluginList is a list of WasmPlugins, as the Kubernetes API returns it.
@@ -73,7 +73,7 @@ type WasmPluginSpec struct {
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:XValidation:rule="isURL(self) ? (url(self).getScheme() in ['', 'http', 'https', 'oci', 'file'] || !self.contains('://')) : !self.contains('://') || self.startsWith('oci://') || self.startsWith('http://') || self.startsWith('https://') || self.startsWith('file://')",message="the scheme must be one of oci, http, https and file"
-	URL string `json:"url"`
+	URL string `json:"url" stile:"nonempty"`
 	// SHA256 is the checksum of what url names: the manifest digest of an image, or the
 	// unpacked module of an HTTP source. It must equal the digest in url if there is one.
 	// +optional
@@ -82,13 +82,13 @@ type WasmPluginSpec struct {
 	// ImagePullPolicy says when to ask again what a tag or an HTTP address holds. Unset, it
 	// is Always for images tagged latest or not tagged, else IfNotPresent.
 	// +optional
-	ImagePullPolicy PullPolicy `json:"imagePullPolicy,omitempty"`
+	ImagePullPolicy PullPolicy `json:"imagePullPolicy,omitempty" stile:"nonempty"`
 	// ImagePullSecret names the Secret, in the plugin's namespace, that holds the
 	// credentials for the image's registry.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
-	ImagePullSecret string `json:"imagePullSecret,omitempty"`
+	ImagePullSecret string `json:"imagePullSecret,omitempty" stile:"nonempty"`
 	// VerificationKey is a PEM public key. An image is used only if its manifest digest
 	// carries a cosign signature by that key.
 	// +optional
@@ -101,17 +101,17 @@ type WasmPluginSpec struct {
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=256
-	PluginName string `json:"pluginName,omitempty"`
+	PluginName string `json:"pluginName,omitempty" stile:"nonempty"`
 	// Phase says where in the chain the plugin runs.
 	// +optional
-	Phase PluginPhase `json:"phase,omitempty"`
+	Phase PluginPhase `json:"phase,omitempty" stile:"nonempty"`
 	// Priority orders the plugins of one phase: the higher runs first. Unset is 0.
 	// +optional
 	// +nullable
 	Priority *int32 `json:"priority,omitempty"`
 	// FailStrategy says what happens to traffic while the plugin cannot run. Unset is FAIL_CLOSE.
 	// +optional
-	FailStrategy FailStrategy `json:"failStrategy,omitempty"`
+	FailStrategy FailStrategy `json:"failStrategy,omitempty" stile:"nonempty"`
 	// VMConfig configures the virtual machine in which the module runs.
 	// +optional
 	VMConfig *VMConfig `json:"vmConfig,omitempty"`
@@ -122,7 +122,7 @@ type WasmPluginSpec struct {
 	// Type says whether the plugin works on HTTP requests or on connections. Unset is
 	// HTTP. It cannot be changed later.
 	// +optional
-	Type PluginType `json:"type,omitempty"`
+	Type PluginType `json:"type,omitempty" stile:"nonempty"`
 }
 
 // WorkloadSelector chooses the proxies that carry all of its labels.
@@ -154,12 +154,12 @@ type TargetReference struct {
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
-	Kind string `json:"kind"`
+	Kind string `json:"kind" stile:"nonempty"`
 	// Name of the resource.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
-	Name string `json:"name"`
+	Name string `json:"name" stile:"nonempty"`
 	// Namespace must be empty: the resource is in the plugin's own namespace.
 	// +optional
 	Namespace string `json:"namespace,omitempty"`
@@ -169,7 +169,7 @@ type TargetReference struct {
 type TrafficSelector struct {
 	// Mode chooses by direction. Unset is CLIENT_AND_SERVER.
 	// +optional
-	Mode WorkloadMode `json:"mode,omitempty"`
+	Mode WorkloadMode `json:"mode,omitempty" stile:"nonempty"`
 	// Ports chooses by destination port. None: any port.
 	// +optional
 	// +listType=map
@@ -206,10 +206,10 @@ type EnvVar struct {
 	// +kubebuilder:validation:MaxLength=256
 	// +kubebuilder:validation:Pattern=`^[A-Za-z_][A-Za-z0-9_]*$`
 	// +kubebuilder:validation:XValidation:rule="!self.startsWith('ISTIO_META_WASM_') && !self.startsWith('STILE_')",message="names starting with ISTIO_META_WASM_ or STILE_ are reserved"
-	Name string `json:"name"`
+	Name string `json:"name" stile:"nonempty"`
 	// ValueFrom says whether the value is written here or is the proxy's own. Unset is INLINE.
 	// +optional
-	ValueFrom EnvValueSource `json:"valueFrom,omitempty"`
+	ValueFrom EnvValueSource `json:"valueFrom,omitempty" stile:"nonempty"`
 	// Value of the variable where valueFrom is INLINE. Unset is empty.
 	// +optional
 	// +kubebuilder:validation:MaxLength=2048
