@@ -2,48 +2,333 @@ package access
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
 
 	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/secret"
 )
 
-type principal struct{ trust oci.Trust }
-type entry struct {
-	image oci.Reference
-	who   *principal
+// Gate answers whether credentials may read an image. It keeps what it learned, asks
+// again by itself, and lends nothing from one key to another. All methods are safe
+// for concurrent use, and none but Prove and Run waits for anything.
+//
+// What is warm is read without a lock. The mutex guards everything else and is never
+// held across I/O.
+type Gate struct {
+	registry Registry
+	config   Config
+	base     time.Time // what times in entries count from
+	metrics  *metrics
+	audit    *audit
+	changes  chan struct{}
+	wake     chan struct{}
+	flights  sync.WaitGroup
+
+	table table // read without the lock
+
+	mu         sync.Mutex
+	running    bool
+	ended      bool
+	ctx        context.Context // Run's, for flights
+	agenda     agenda
+	principals map[principalKey]*principal
+	hosts      map[string]*host
+	namespaces map[string]*namespace
+	claims     map[Holder]*claim
+	busy       int
+	blocked    []*host                 // registries that wait for a limit not their own
+	changed    chan struct{}           // closed at the next change
+	rechecks   map[oci.Reference]int64 // when Recheck was last told
 }
 
-// Gate keeps the proofs.
-type Gate struct{}
-
-// New returns a Gate that asks the registry.
-func New(Registry, Config) *Gate { return &Gate{} }
-
-// Check answers from memory and never waits.
-func (*Gate) Check(Request) Verdict { return Verdict{} }
-
-// Hold is Check for a pinned image, and makes the holder hold it.
-func (*Gate) Hold(Request) (Proof, Verdict) { return Proof{}, Verdict{} }
-
-// Release lets go of what the holder holds.
-func (*Gate) Release(Holder) {}
-
-// Forget is told that a holder's Secret went or changed.
-func (*Gate) Forget(secret.Fingerprint, Holder) {}
-
-// Prove waits for the first verdict.
-func (*Gate) Prove(context.Context, Request) (Proof, Verdict, error) {
-	return Proof{}, Verdict{}, nil
+type principalKey struct {
+	cred, via secret.Fingerprint
+	host      string
 }
 
-// Recheck asks again now.
-func (*Gate) Recheck(oci.Reference) (int, error) { return 0, nil }
+// New returns a Gate that asks r. It answers at once, and asks as soon as Run runs.
+func New(r Registry, c Config) *Gate {
+	c = c.withDefaults()
+	g := &Gate{
+		registry: r,
+		config:   c,
+		// A second ago, so that no time is 0, which means none.
+		base:       time.Now().Add(-time.Second),
+		audit:      newAudit(c.Audit),
+		changes:    make(chan struct{}, 1),
+		wake:       make(chan struct{}, 1),
+		principals: map[principalKey]*principal{},
+		hosts:      map[string]*host{},
+		namespaces: map[string]*namespace{},
+		claims:     map[Holder]*claim{},
+		changed:    make(chan struct{}),
+		rechecks:   map[oci.Reference]int64{},
+	}
+	g.metrics = newMetrics(g, c.Registerer)
+	g.table.init()
+	return g
+}
 
-// Changes says that something changed.
-func (*Gate) Changes() <-chan struct{} { return nil }
+// Run asks what is to be asked until ctx ends, and returns when every question under
+// way has ended. It may be called once.
+func (g *Gate) Run(ctx context.Context) error {
+	g.mu.Lock()
+	if g.ctx != nil {
+		g.mu.Unlock()
+		return errors.New("run the gate: it was run before")
+	}
+	g.ctx, g.running = ctx, true
+	for _, h := range g.hosts {
+		g.start(h)
+	}
+	g.mu.Unlock()
 
-// List returns the entries, sorted.
-func (*Gate) List() []Entry { return nil }
+	var owned sync.WaitGroup
+	auditDone := make(chan struct{})
+	owned.Go(func() { g.audit.write(auditDone) })
+	g.keepTime(ctx)
 
-// Run owns every goroutine.
-func (*Gate) Run(context.Context) error { return nil }
+	g.mu.Lock()
+	g.running, g.ended = false, true
+	g.notify()
+	g.mu.Unlock()
+	g.flights.Wait()
+	close(auditDone)
+	owned.Wait()
+	return nil
+}
+
+// now returns the time as entries count it.
+func (g *Gate) now() int64 { return int64(time.Since(g.base)) }
+
+// at returns a time of an entry as the world counts it.
+func (g *Gate) at(t int64) time.Time {
+	if t == 0 || t == never {
+		return time.Time{}
+	}
+	return g.base.Add(time.Duration(t))
+}
+
+// Changes returns a channel of capacity 1 that receives when a verdict changed, or a
+// tag was asked again, since it was last received from.
+func (g *Gate) Changes() <-chan struct{} { return g.changes }
+
+// notify tells of a change. Gate.mu is held.
+func (g *Gate) notify() {
+	select {
+	case g.changes <- struct{}{}:
+	default:
+	}
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// Check answers from memory and never waits. A first sight is Pending and is asked in
+// the background; Changes tells when the answer is there. A tag is resolved:
+// Verdict.Digest says to what, and its yes is also that of repository@digest.
+func (g *Gate) Check(r Request) Verdict {
+	e := g.table.find(r.Image, r.Credentials.Fingerprint(), r.Trust.Fingerprint())
+	if e == nil {
+		return g.checkFirst(r)
+	}
+	now := g.now()
+	e.touch(now)
+	a := e.answer.Load()
+	if a.state == Allowed && a.stale == 0 && !a.removed {
+		if a.target == nil {
+			return g.verdict(e, a)
+		}
+		if t := a.target.answer.Load(); t.state == Allowed && t.stale == 0 && g.fresh(a, r.NotBefore) {
+			a.target.touch(now)
+			return g.resolved(e, a, t)
+		}
+	}
+	return g.checkSlowly(r, e)
+}
+
+// touchEvery is how exactly the last use is remembered: stores by many callers to one
+// entry would slow them all.
+const touchEvery = int64(100 * time.Millisecond)
+
+func (e *entry) touch(now int64) {
+	if now-e.used.Load() > touchEvery {
+		e.used.Store(now)
+	}
+}
+
+// fresh reports whether a tag's resolution is as young as the caller asks. A time in
+// the future, of a clock that is ahead, is met by what is less than a minute old.
+func (g *Gate) fresh(a *answer, notBefore time.Time) bool {
+	if notBefore.IsZero() || !g.at(a.checked).Before(notBefore) {
+		return true
+	}
+	now := g.now()
+	return g.at(now).Before(notBefore) && now-a.checked < int64(time.Minute)
+}
+
+// checkFirst makes the entry of a first sight, and has it asked.
+func (g *Gate) checkFirst(r Request) Verdict {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e := g.obtain(r)
+	if e == nil {
+		return g.tooMany(r)
+	}
+	return g.judge(r, e)
+}
+
+// checkSlowly is Check for all that is not simply warm.
+func (g *Gate) checkSlowly(r Request, e *entry) Verdict {
+	if a := e.answer.Load(); a.removed {
+		return g.checkFirst(r)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.judge(r, e)
+}
+
+// judge returns what r's holder is told of e, and has e asked if it ought to be.
+// Gate.mu is held.
+func (g *Gate) judge(r Request, e *entry) Verdict {
+	a := e.answer.Load()
+	if !e.pinned() && a.state == Allowed {
+		return g.judgeTag(r, e, a)
+	}
+	if e.askAt == never && !e.asking && !e.queued && a.state != Allowed {
+		g.askSoon(e, g.now()) // it slept because nobody used it
+	}
+	v := g.verdict(e, a)
+	if a.state == Allowed && a.stale != 0 && !g.holdsYes(r.Holder, e) {
+		v.State, v.Reason = Unknown, g.staleReason(e, a)
+		v.Credential = secret.Fingerprint{}
+	}
+	v.Message = g.message(r, e, a)
+	return v
+}
+
+// judgeTag is judge for a tag that was resolved: the right is that of its digest.
+func (g *Gate) judgeTag(r Request, e *entry, a *answer) Verdict {
+	now := g.now()
+	t := a.target
+	if t.answer.Load().removed {
+		// The digest was forgotten while the tag was not: take it up again.
+		r.Image = e.image.At(a.digest)
+		if t = g.obtain(r); t == nil {
+			return g.tooMany(r)
+		}
+		b := *a
+		b.target = t
+		g.publish(e, &b)
+		a = e.answer.Load()
+	}
+	t.touch(now)
+	right := t.answer.Load()
+	if !g.fresh(a, r.NotBefore) || right.state == Denied && a.checked < right.checked {
+		// Too old for this caller; or what it named may no longer be read, and it may
+		// by now name something else.
+		if !e.asking && !e.queued && e.askAt == never {
+			g.askSoon(e, now)
+		}
+	}
+	if !g.fresh(a, r.NotBefore) {
+		v := g.verdict(e, a)
+		v.Credential = secret.Fingerprint{}
+		v.State, v.Message = Pending, g.message(r, e, a)
+		if a.stale != 0 {
+			v.State, v.Reason = Unknown, g.staleReason(e, a)
+		}
+		return v
+	}
+	target := r
+	target.Image = t.image
+	v := g.judge(target, t)
+	v.Digest = a.digest
+	v.CheckedAt = g.at(a.checked)
+	if v.State == Allowed && a.reason != 0 {
+		v.Reason, v.Message = a.reason.reason(), g.message(r, e, a)
+	}
+	return v
+}
+
+// verdict returns what a says.
+func (g *Gate) verdict(e *entry, a *answer) Verdict {
+	v := Verdict{
+		State:      a.state,
+		Reason:     a.reason.reason(),
+		Digest:     a.digest,
+		Tried:      int(a.asked),
+		CheckedAt:  g.at(a.checked),
+		NextCheck:  g.at(a.next),
+		StaleSince: g.at(a.stale),
+	}
+	if a.state == Allowed {
+		v.Credential = e.who.candidate(a.candidate).Fingerprint()
+	}
+	return v
+}
+
+// resolved returns the verdict of a tag whose digest may be read.
+func (g *Gate) resolved(e *entry, tag, right *answer) Verdict {
+	v := g.verdict(tag.target, right)
+	v.Reason = tag.reason.reason()
+	v.CheckedAt = g.at(tag.checked)
+	if tag.reason != 0 {
+		v.Message = tagGone(e.image)
+	}
+	return v
+}
+
+// staleReason says why a yes could not be renewed.
+func (g *Gate) staleReason(e *entry, a *answer) Reason {
+	if a.tried != nil {
+		for _, t := range *a.tried {
+			if t.reason != 0 {
+				return t.reason.reason()
+			}
+		}
+	}
+	return RegistryUnreachable
+}
+
+func (g *Gate) tooMany(r Request) Verdict {
+	next := g.now() + int64(minIdle)
+	return Verdict{State: Unknown, Reason: TooManyProofs, NextCheck: g.at(next), Message: fmt.Sprintf(
+		"%s: namespace %q or stile as a whole has as many proofs as it may (access.maxPerNamespace, access.maxProofs): remove plugins, or raise the caps",
+		r.Image, r.Holder.Namespace)}
+}
+
+// Prove is Check and Hold for callers that may wait: it returns with the first verdict
+// that is not Pending. The Proof stands if that is Allowed. It fails only if ctx or the
+// Gate's Run ends first.
+func (g *Gate) Prove(ctx context.Context, r Request) (Proof, Verdict, error) {
+	for {
+		g.mu.Lock()
+		changed, ended := g.changed, g.ended
+		g.mu.Unlock()
+		v := g.Check(r)
+		if v.State == Allowed {
+			pinned := r
+			pinned.Image = r.Image.At(v.Digest)
+			p, right := g.Hold(pinned)
+			if right.State != Allowed {
+				v = right // it changed between the two
+			}
+			if right.State != Pending {
+				return p, v, nil
+			}
+		} else if v.State != Pending {
+			return Proof{}, v, nil
+		}
+		if ended {
+			return Proof{}, v, ErrNotRunning
+		}
+		select {
+		case <-ctx.Done():
+			return Proof{}, v, fmt.Errorf("prove %s: %w", r.Image, ctx.Err())
+		case <-changed:
+		}
+	}
+}

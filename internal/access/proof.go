@@ -15,9 +15,12 @@ type Proof struct{ hold *hold }
 // holder for that yes, and ends with the yes, with the entry or with the holder.
 type hold struct {
 	stands    atomic.Bool
+	candidate uint8
+	current   bool // the holder's present one on entry; Gate.mu
 	holder    Holder
 	entry     *entry
-	candidate oci.Credential
+
+	prev, next *hold // others on entry; Gate.mu
 }
 
 // Stands reports whether the yes still stands. It is one atomic load.
@@ -47,7 +50,7 @@ func (p Proof) Credential() oci.Credential {
 	if p.hold == nil {
 		return oci.Credential{}
 	}
-	return p.hold.candidate
+	return p.hold.entry.who.candidate(p.hold.candidate)
 }
 
 // Trust returns how the registry is spoken to.

@@ -1,0 +1,148 @@
+package access
+
+import (
+	"time"
+
+	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/secret"
+)
+
+// accountKey is one candidate at one registry, spoken to in one way.
+type accountKey struct{ cred, via secret.Fingerprint }
+
+// account is what a registry said about a candidate whatever the image: wait, or that
+// it is refused altogether. Gate.mu guards it.
+type account struct {
+	waitUntil int64  // the registry asked to be left alone until then
+	refused   int64  // since when it is refused; 0 = it is not
+	retryAt   int64  // when one image may try it again
+	strikes   uint8  // refusals in a row
+	confirmed bool   // refused more than once, with a fresh token
+	trying    *entry // the image that tries it now, for all
+	waiting   map[*entry]struct{}
+}
+
+func (g *Gate) account(e *entry, candidate uint8, create bool) *account {
+	key := accountKey{e.who.candidate(candidate).Fingerprint(), e.who.via}
+	h := e.who.host
+	a := h.accounts[key]
+	if a == nil && create {
+		if h.accounts == nil {
+			h.accounts = map[accountKey]*account{}
+		}
+		const many = 1024
+		if len(h.accounts) >= many {
+			h.forgetAccounts(g.now())
+		}
+		a = &account{}
+		h.accounts[key] = a
+	}
+	return a
+}
+
+// forgetAccounts drops what is over.
+func (h *host) forgetAccounts(now int64) {
+	for key, a := range h.accounts {
+		if a.waitUntil <= now && (a.refused == 0 || a.retryAt <= now && a.trying == nil) {
+			delete(h.accounts, key)
+		}
+	}
+}
+
+// knownOfAccount returns the answer that e's candidate would get, if what the registry
+// said of the account decides it; nil = ask. Gate.mu is held.
+func (g *Gate) knownOfAccount(e *entry, candidate uint8, q question, now int64) *try {
+	a := g.account(e, candidate, false)
+	if a == nil {
+		return nil
+	}
+	if now < a.waitUntil {
+		return &try{
+			reason:     reasonUnreachable,
+			retryAfter: time.Duration(a.waitUntil - now),
+			detail:     "the registry asked to be left alone for now",
+		}
+	}
+	if a.refused == 0 || e.forced {
+		return nil
+	}
+	if q == renewal && !a.confirmed {
+		return nil // this yes has to be refused itself
+	}
+	if q != renewal && now >= a.retryAt && a.trying == nil {
+		a.trying = e
+		return nil
+	}
+	return &try{result: refused, reason: reasonUnauthorized, status: 401, account: true}
+}
+
+// learn notes what the answers of a flight say about accounts. Gate.mu is held.
+func (g *Gate) learn(f *flight, now int64) {
+	e := f.entry
+	for _, s := range f.steps {
+		if acct := g.account(e, s.candidate, false); acct != nil && acct.trying == e {
+			acct.trying = nil
+		}
+	}
+	for _, t := range f.tried {
+		if t.result == granted || t.result == refused && t.sent && t.fromRegistry {
+			e.who.host.answered = now
+		}
+		acct := g.account(e, t.candidate, t.retryAfter > 0 && t.sent || t.account && t.sent)
+		if acct == nil {
+			continue
+		}
+		switch {
+		case !t.sent:
+			if t.account && f.question == firstSight {
+				if acct.waiting == nil {
+					acct.waiting = map[*entry]struct{}{}
+				}
+				acct.waiting[e] = struct{}{}
+			}
+		case t.retryAfter > 0:
+			acct.waitUntil = max(acct.waitUntil, now+int64(min(t.retryAfter, oci.MaxRetryAfter)))
+		case t.account:
+			if acct.refused == 0 {
+				acct.refused = now
+			} else {
+				acct.strikes = min(acct.strikes+1, 32)
+				acct.confirmed = true
+			}
+			acct.retryAt = now + jittered(doubled(g.config.UnauthorizedFirst, g.config.UnauthorizedMax, acct.strikes), 0.1)
+		case t.result == granted || t.result == refused && t.fromRegistry:
+			g.accepted(acct, now)
+		}
+	}
+	e.forced = false
+}
+
+// accepted notes that the account is good, whatever the image: those that waited for
+// it are asked now.
+func (g *Gate) accepted(acct *account, now int64) {
+	acct.refused, acct.strikes, acct.confirmed = 0, 0, false
+	for e := range acct.waiting {
+		if !e.answer.Load().removed {
+			g.askSoon(e, now)
+		}
+	}
+	acct.waiting = nil
+}
+
+// accountRetry returns when an entry whose candidates' accounts were all refused is
+// worth asking: when the first of them may be tried again. 0 = some were asked.
+func (g *Gate) accountRetry(f *flight, now int64) int64 {
+	at := int64(never)
+	for _, t := range f.tried {
+		if !t.account {
+			return 0
+		}
+		if acct := g.account(f.entry, t.candidate, false); acct != nil {
+			at = min(at, max(acct.retryAt, now+int64(time.Second)))
+		}
+	}
+	if at == never {
+		return 0
+	}
+	return at
+}
