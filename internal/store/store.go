@@ -195,6 +195,19 @@ func (s *Store) Retain(sha256s []string) {
 	s.leased = leased
 }
 
+// Touch counts as a use of the module and reports whether it is there, and whether
+// the namespace is charged for it already (see Use). From memory.
+func (s *Store) Touch(sha256, namespace string) (there, charged bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.modules[sha256]
+	if m == nil {
+		return false, false
+	}
+	m.used = time.Now()
+	return true, namespace == "" || m.namespaces[namespace]
+}
+
 // Use charges the namespace for the module and counts as a use of it. It is
 // ErrNotFound for a module that is not there and ErrNamespaceFull if the namespace
 // has no room, even after its unused modules have given way. From memory, except for
@@ -207,7 +220,7 @@ func (s *Store) Use(sha256, namespace string) error {
 		return fmt.Errorf("%w: module %s", ErrNotFound, sha256)
 	}
 	m.used = time.Now()
-	if m.namespaces[namespace] {
+	if namespace == "" || m.namespaces[namespace] {
 		s.mu.Unlock()
 		return nil
 	}

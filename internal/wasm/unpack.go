@@ -59,6 +59,9 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// Most is the size in bytes beyond which no packed form of a module is taken.
+func (l Limits) Most() int64 { return l.withDefaults().Archive }
+
 // A LimitError says that a limit of Limits was reached. Nothing was cut off in
 // silence: the module was not delivered.
 type LimitError struct {
