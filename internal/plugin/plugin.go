@@ -110,6 +110,8 @@ type Inputs struct {
 	Listeners []Listener
 	// ExtraAnchors are added to the known anchors.
 	ExtraAnchors Anchors
+	// OmitSkipped leaves ChainPlan.Skipped empty: who does not show it need not pay for it.
+	OmitSkipped bool
 }
 
 // Placement is one plugin at its place in a list of filters.
@@ -135,18 +137,19 @@ type Skip struct {
 	Message string
 }
 
-// The reasons of a Skip, in the order in which they are looked for.
+// The reasons of a Skip, in the order in which they are looked for. A plugin that is
+// Invalid in what decides its place is looked at no further than its namespace.
 const (
-	SkipInvalid           = "Invalid"
 	SkipNamespaceMismatch = "NamespaceMismatch"
-	SkipTargetMismatch    = "TargetMismatch"
 	SkipSelectorMismatch  = "SelectorMismatch"
-	SkipListenerSkipped   = "ListenerSkipped"
-	SkipEmptyChain        = "EmptyChain"
+	SkipTargetMismatch    = "TargetMismatch"
 	SkipMatchMismatch     = "MatchMismatch"
 	SkipWrongChainType    = "WrongChainType"
 	SkipNotOnQUIC         = "NotOnQUIC"
 	SkipLacksExtension    = "ProxyLacksExtension"
+	SkipListenerSkipped   = "ListenerSkipped"
+	SkipEmptyChain        = "EmptyChain"
+	SkipInvalid           = "Invalid"
 )
 
 // UpgradePlan is what goes into the chain of one upgrade type.
