@@ -95,16 +95,16 @@ func startADS(t testing.TB) *ads {
 
 // StreamAggregatedResources answers one stream in the state of the world.
 func (a *ads) StreamAggregatedResources(s discovery.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
-	return serve(a, &stream{sotw: s}, s.Context(), s.Recv, a.receive)
+	return serve(s.Context(), a, &stream{sotw: s}, s.Recv, a.receive)
 }
 
 // DeltaAggregatedResources answers one delta stream.
 func (a *ads) DeltaAggregatedResources(s discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	return serve(a, &stream{delta: s}, s.Context(), s.Recv, a.receiveDelta)
+	return serve(s.Context(), a, &stream{delta: s}, s.Recv, a.receiveDelta)
 }
 
 // serve hands what st receives to receive until either side ends the stream.
-func serve[R any](a *ads, st *stream, ctx context.Context, next func() (R, error), receive func(*stream, R) error) error {
+func serve[R any](ctx context.Context, a *ads, st *stream, next func() (R, error), receive func(*stream, R) error) error {
 	st.names, st.sent, st.ended = map[string][]string{}, map[string]bool{}, make(chan struct{})
 	a.mu.Lock()
 	a.streams[st] = true

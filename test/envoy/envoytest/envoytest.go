@@ -80,7 +80,8 @@ func Start(t testing.TB, o Options) *Envoy {
 	adminFile := filepath.Join(dir, "admin")
 	e := &Envoy{t: t, log: &logBuffer{}, done: make(chan struct{})}
 	// Without hot restart Envoy makes no shared memory, so that any number can run and none leaves anything behind.
-	command := exec.Command(path, "--config-path", config, "--admin-address-path", adminFile, "--concurrency", "1",
+	// Not under the test's context: Cleanup ends it, and waits until it is gone.
+	command := exec.CommandContext(context.Background(), path, "--config-path", config, "--admin-address-path", adminFile, "--concurrency", "1",
 		"--disable-hot-restart", "--log-level", "info", "--component-log-level", "wasm:debug,config:debug")
 	command.Stdout, command.Stderr = e.log, e.log
 	if err := command.Start(); err != nil {
