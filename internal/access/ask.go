@@ -189,7 +189,7 @@ func classify(err error) try {
 	t.status, t.fromRegistry, t.retryAfter = e.Status, e.FromRegistry, e.RetryAfter
 	switch e.Status {
 	case http.StatusUnauthorized:
-		t.account = e.TokenEndpoint
+		t.account = e.Account
 		fallthrough
 	case http.StatusForbidden, http.StatusPreconditionFailed, http.StatusUnavailableForLegalReasons:
 		t.result, t.reason = refused, reasonUnauthorized

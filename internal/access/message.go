@@ -47,6 +47,8 @@ func (t try) describe(host, origin string) string {
 	switch {
 	case t.result == granted:
 		return fmt.Sprintf("%s lets %s read it", host, origin)
+	case t.reason == reasonNotAllowed:
+		return t.detail
 	case t.result == refused && !t.sent:
 		return fmt.Sprintf("%s refused the account of %s (%d) for another image, and is not asked for each", host, origin, t.status)
 	case t.result == refused:
