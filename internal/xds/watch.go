@@ -1,0 +1,483 @@
+package xds
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// watch is what one stream asks for of one type and what its proxy holds of it. It belongs to
+// the stream's goroutine.
+type watch struct {
+	kind  int // index in servedTypes
+	delta bool
+
+	wildcard bool
+	named    bool                // state of the world: names were given once, so an empty list means none
+	names    map[string]struct{} // asked for by name
+	asked    map[string]struct{} // of those: not answered since they were asked for
+	owed     bool                // an answer is owed though there may be nothing in it
+	fresh    bool                // the proxy held nothing of this type when it connected
+
+	held     map[string]holding // what the proxy is known to have
+	reported described          // what a state-of-the-world proxy said it had when it connected
+	retryAt  map[string]time.Time
+
+	nonce  string  // of the last answer
+	flight *answer // the last answer, until the proxy says yes or no to it
+	last   string  // state of the world: version of the set last sent
+}
+
+// holding is one version of a resource at a proxy.
+type holding struct {
+	version  string // of the resource, whatever the try
+	try      int
+	resource *Resource // clusters alone: to name it once more until nothing refers to it
+}
+
+// String returns the version as it is told to the proxy.
+func (h holding) String() string {
+	if h.try == 0 {
+		return h.version
+	}
+	return h.version + "~" + strconv.Itoa(h.try)
+}
+
+// parseHolding reads a version that a proxy reports.
+func parseHolding(s string) holding {
+	base, try, ok := strings.Cut(s, "~")
+	if n, err := strconv.Atoi(try); ok && err == nil && n > 0 {
+		return holding{version: base, try: n}
+	}
+	return holding{version: s}
+}
+
+// answer is one response, before it is put into the words of the protocol.
+type answer struct {
+	items   []item
+	removed []string
+	set     string // state of the world, whole types: the version of the set
+}
+
+type item struct {
+	name string
+	holding
+	any *anypb.Any
+}
+
+func newWatch(kind int, delta bool) *watch {
+	return &watch{kind: kind, delta: delta, names: map[string]struct{}{}, asked: map[string]struct{}{}, held: map[string]holding{}}
+}
+
+// whole reports whether the watch's type is answered with everything there is: listeners and
+// clusters. Of the others the proxy names each.
+func (w *watch) whole() bool { return w.kind == listeners || w.kind == clusters }
+
+// subscribes reports whether the proxy asks for a name.
+func (w *watch) subscribes(name string) bool {
+	if w.wildcard {
+		return true
+	}
+	_, ok := w.names[name]
+	return ok
+}
+
+// subscribe adds a name; the proxy awaits an answer for it.
+func (w *watch) subscribe(name string) {
+	if name == "*" {
+		if w.whole() {
+			w.wildcard, w.owed = true, true
+		}
+		return
+	}
+	w.names[name] = struct{}{}
+	w.asked[name] = struct{}{}
+}
+
+// unsubscribe drops a name; whatever the proxy held of it is gone.
+func (w *watch) unsubscribe(name string) {
+	if name == "*" {
+		w.wildcard = false
+		return
+	}
+	delete(w.names, name)
+	delete(w.asked, name)
+	delete(w.retryAt, name)
+	if !w.wildcard {
+		delete(w.held, name)
+	}
+}
+
+// setNames applies the list of names of a state-of-the-world request and returns the names
+// that are no longer asked for.
+func (w *watch) setNames(names []string) (dropped []string) {
+	if len(names) == 0 && !w.named {
+		if w.whole() && !w.wildcard {
+			w.wildcard, w.owed = true, true
+		}
+		return nil
+	}
+	w.named = true
+	wildcard := false
+	wanted := make(map[string]struct{}, len(names))
+	for _, n := range names {
+		if n == "*" {
+			wildcard = w.whole()
+			continue
+		}
+		wanted[n] = struct{}{}
+	}
+	for _, n := range slices.Sorted(maps.Keys(w.names)) {
+		if _, ok := wanted[n]; !ok {
+			w.unsubscribe(n)
+			dropped = append(dropped, n)
+		}
+	}
+	for n := range wanted {
+		if _, ok := w.names[n]; !ok {
+			w.subscribe(n)
+			w.owed = w.owed || w.whole()
+		}
+	}
+	if wildcard != w.wildcard {
+		w.wildcard = wildcard
+		w.owed = true
+	}
+	return dropped
+}
+
+// next returns the answer that is due; nil if none is. At most one is in flight: what a slow
+// proxy has not taken yet is never more than that one, and the next is made of what is then the
+// latest.
+func (s *stream) next(w *watch, snap *Snapshot) *answer {
+	switch {
+	case w.flight != nil:
+		return nil
+	case !w.whole():
+		return s.nextNamed(w, snap)
+	case w.delta:
+		return s.nextDifference(w, snap)
+	default:
+		return s.nextSet(w, snap)
+	}
+}
+
+// nextNamed answers for one name, of the types that proxies ask for by name. One resource in
+// each response: a refusal covers a response.
+func (s *stream) nextNamed(w *watch, snap *Snapshot) *answer {
+	for _, name := range slices.Sorted(maps.Keys(w.names)) {
+		r := snap.Resource(servedTypes[w.kind], name)
+		_, asked := w.asked[name]
+		if r == nil {
+			// An extension is never taken from a proxy, nor a route: the proxy drops them when
+			// its listeners no longer name them. A route that never was is said to be absent.
+			if _, held := w.held[name]; asked && !held && w.kind == routes && w.delta {
+				delete(w.asked, name)
+				return &answer{removed: []string{name}}
+			}
+			continue
+		}
+		if r.Hold || s.keeps(w, r, asked) {
+			continue
+		}
+		held, has := w.held[name]
+		if has && !asked && held.version == r.Version {
+			continue
+		}
+		try, send := s.try(w, r, asked)
+		if !send {
+			s.markRejected(w, r)
+			continue
+		}
+		delete(w.asked, name)
+		delete(w.retryAt, name)
+		return &answer{items: []item{s.item(w, r, try)}}
+	}
+	return nil
+}
+
+// keeps reports whether the proxy shall keep what it runs: r is kept and the proxy has a real
+// version of it.
+func (s *stream) keeps(w *watch, r *Resource, asked bool) bool {
+	if !r.Keep {
+		return false
+	}
+	held, has := w.held[r.Name]
+	if !has && asked {
+		if v, ok := w.reported.real(r); ok {
+			held, has = v, true
+			w.held[r.Name] = held
+			s.server.setEntry(s, w.kind, r.Name, held, Accepted, "")
+		}
+	}
+	if !has || isStandIn(held.version) {
+		return false
+	}
+	delete(w.asked, r.Name)
+	return true
+}
+
+// try says whether a resource may be sent, and in which of its bytes: never in bytes that this
+// proxy has refused.
+func (s *stream) try(w *watch, r *Resource, asked bool) (int, bool) {
+	refused := s.server.rejections.get(s.key, rejectionKey{w.kind, r.Name, r.Version}).tries
+	if refused == 0 {
+		return w.reported.tryOf(r), true
+	}
+	if r.vary == nil {
+		// A route has one spelling. A proxy that asks for it anew holds nothing: let it try.
+		return 0, asked && w.kind == routes
+	}
+	if asked {
+		return refused, true
+	}
+	at, waits := w.retryAt[r.Name]
+	return refused, r.retry && waits && !s.server.now().Before(at)
+}
+
+func (s *stream) item(w *watch, r *Resource, try int) item {
+	i := item{name: r.Name, holding: holding{version: r.Version, try: try}, any: r.Any}
+	if try > 0 {
+		i.any = r.vary(try)
+	}
+	if w.kind == clusters {
+		i.resource = r
+	}
+	return i
+}
+
+// nextSet answers with all listeners or clusters that are asked for, in the state of the world.
+func (s *stream) nextSet(w *watch, snap *Snapshot) *answer {
+	a := &answer{}
+	for _, r := range s.wanted(w, snap) {
+		if r.Hold {
+			return nil
+		}
+		a.items = append(a.items, s.item(w, r, 0))
+	}
+	a.set = setVersion(a.items)
+	if !w.owed && a.set == w.last {
+		return nil
+	}
+	refused := s.server.rejections.get(s.key, rejectionKey{w.kind, "", a.set})
+	if refused.tries > 0 && !w.fresh {
+		w.owed = false
+		for _, r := range snap.Resources(servedTypes[w.kind]) {
+			if w.subscribes(r.Name) && w.held[r.Name].version != r.Version {
+				s.markRejected(w, r)
+			}
+		}
+		return nil
+	}
+	w.owed, w.fresh, w.last = false, false, a.set
+	clear(w.asked)
+	return a
+}
+
+// wanted returns the resources of a whole type that the proxy shall have, sorted: those of the
+// snapshot, and clusters that went while something at the proxy may still refer to them.
+func (s *stream) wanted(w *watch, snap *Snapshot) []*Resource {
+	var out []*Resource
+	for _, r := range snap.Resources(servedTypes[w.kind]) {
+		if w.subscribes(r.Name) {
+			out = append(out, r)
+		}
+	}
+	if w.kind != clusters || s.settled(snap) {
+		return out
+	}
+	for _, h := range w.held {
+		if h.resource != nil && snap.Resource(ClusterType, h.resource.Name) == nil && w.subscribes(h.resource.Name) {
+			out = append(out, h.resource)
+		}
+	}
+	sortResources(out)
+	return out
+}
+
+// settled reports whether the proxy's listeners and routes are those of the snapshot, so that
+// clusters which are not in it are referred to by nothing.
+func (s *stream) settled(snap *Snapshot) bool {
+	for _, kind := range []int{listeners, routes} {
+		w := s.watches[kind]
+		if w == nil {
+			continue
+		}
+		if w.flight != nil {
+			return false
+		}
+		for name, h := range w.held {
+			if r := snap.Resource(servedTypes[kind], name); r == nil && kind == listeners || r != nil && r.Version != h.version {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// nextDifference answers with the listeners or clusters that differ from what the proxy holds.
+func (s *stream) nextDifference(w *watch, snap *Snapshot) *answer {
+	a := &answer{}
+	wanted := s.wanted(w, snap)
+	for _, r := range wanted {
+		if r.Hold {
+			continue
+		}
+		_, asked := w.asked[r.Name]
+		held, has := w.held[r.Name]
+		if has && !asked && held.version == r.Version {
+			continue
+		}
+		if s.server.rejections.get(s.key, rejectionKey{w.kind, r.Name, r.Version}).tries > 0 && !asked && !w.fresh {
+			s.markRejected(w, r)
+			continue
+		}
+		delete(w.asked, r.Name)
+		a.items = append(a.items, s.item(w, r, 0))
+	}
+	gone := func(name string) bool {
+		return !slices.ContainsFunc(wanted, func(r *Resource) bool { return r.Name == name })
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.held)) {
+		if gone(name) && (w.kind != clusters || s.settled(snap)) {
+			a.removed = append(a.removed, name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.asked)) {
+		if _, held := w.held[name]; gone(name) && !held {
+			a.removed = append(a.removed, name)
+		}
+		delete(w.asked, name)
+	}
+	if len(a.items) == 0 && len(a.removed) == 0 && !w.owed {
+		return nil
+	}
+	w.owed, w.fresh = false, false
+	return a
+}
+
+// accepted notes that the proxy applied the answer in flight.
+func (s *stream) accepted(w *watch) {
+	a := w.flight
+	w.flight = nil
+	for _, i := range a.items {
+		state := Accepted
+		if w.kind == extensions && s.server.rejections.get(s.key, rejectionKey{w.kind, i.name, i.version}).tries > i.try {
+			state = Unproven // Envoy says yes to bytes that it has refused, and does nothing
+		}
+		s.holds(w, i, state, "")
+	}
+	s.removes(w, a)
+}
+
+func (s *stream) holds(w *watch, i item, state State, message string) {
+	if w.subscribes(i.name) {
+		w.held[i.name] = i.holding
+		s.server.setEntry(s, w.kind, i.name, i.holding, state, message)
+	}
+}
+
+// removes notes what went with an answer: named in a delta, left out of a set.
+func (s *stream) removes(w *watch, a *answer) {
+	for _, name := range a.removed {
+		delete(w.held, name)
+		s.server.dropEntry(s, w.kind, name)
+	}
+	if a.set == "" {
+		return
+	}
+	for name := range w.held {
+		if !slices.ContainsFunc(a.items, func(i item) bool { return i.name == name }) {
+			delete(w.held, name)
+			s.server.dropEntry(s, w.kind, name)
+		}
+	}
+}
+
+// rejected notes that the proxy refused the answer in flight. Of several listeners or clusters
+// Envoy applies the good ones all the same and names the others in its message; where it names
+// none, nothing is known.
+func (s *stream) rejected(w *watch, message string) {
+	a := w.flight
+	w.flight = nil
+	message = cleanMessage(message)
+	if a.set != "" {
+		s.server.rejections.add(s.key, rejectionKey{w.kind, "", a.set}, 0, message)
+	}
+	blamed := blame(a.items, message)
+	for _, i := range a.items {
+		key := rejectionKey{w.kind, i.name, i.version}
+		switch {
+		case blamed[i.name]:
+			s.server.rejections.add(s.key, key, i.try, message)
+			s.server.setEntry(s, w.kind, i.name, i.holding, Rejected, message)
+			s.scheduleRetry(w, i)
+		case len(blamed) > 0:
+			s.holds(w, i, Accepted, "")
+		case w.held[i.name].version != i.version:
+			s.server.rejections.add(s.key, key, i.try, message)
+			s.server.setEntry(s, w.kind, i.name, i.holding, Unproven, message)
+		}
+	}
+}
+
+// blame returns the items that a refusal is about.
+func blame(items []item, message string) map[string]bool {
+	blamed := map[string]bool{}
+	if len(items) == 1 {
+		blamed[items[0].name] = true
+		return blamed
+	}
+	for _, i := range items {
+		if containsWord(message, i.name) {
+			blamed[i.name] = true
+		}
+	}
+	return blamed
+}
+
+// containsWord reports whether a resource's name stands in a message, and not as part of a
+// longer name.
+func containsWord(message, name string) bool {
+	part := func(b byte) bool {
+		return b == '_' || b == '-' || b == '.' || b == '/' || b >= '0' && b <= '9' || b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z'
+	}
+	for from := 0; ; {
+		at := strings.Index(message[from:], name)
+		if at < 0 || name == "" {
+			return false
+		}
+		at += from
+		end := at + len(name)
+		after := end < len(message) && part(message[end]) && (message[end] != '.' || end+1 < len(message) && part(message[end+1]))
+		if (at == 0 || !part(message[at-1])) && !after {
+			return true
+		}
+		from = at + 1
+	}
+}
+
+const (
+	retryFirst = time.Second
+	retryMax   = 30 * time.Second
+)
+
+// scheduleRetry sets when a module that the proxy is fetching meanwhile is sent again: the
+// delay doubles with each refusal.
+func (s *stream) scheduleRetry(w *watch, i item) {
+	if w.kind != extensions {
+		return
+	}
+	delay := retryMax
+	if i.try < 5 {
+		delay = min(retryFirst<<i.try, retryMax)
+	}
+	if w.retryAt == nil {
+		w.retryAt = map[string]time.Time{}
+	}
+	w.retryAt[i.name] = s.server.now().Add(delay)
+}
