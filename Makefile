@@ -22,7 +22,7 @@ LINT         := $(CACHE)/tools/golangci-lint-$(LINT_VERSION)-$(shell go env GOVE
 envoy = if [ -z "$${STILE_NO_ENVOY:-}" ]; then STILE_ENVOY=$$(test/envoy/fetch.sh); export STILE_ENVOY; fi
 each  = for module in $(NESTED); do echo "== $$module"; (cd "$$module" && $(1)); done
 
-.PHONY: help build test vet lint generate verify e2e deflake bench fuzz
+.PHONY: help build test vet lint generate verify e2e deflake bench fuzz vuln
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,8 @@ lint: $(LINT) ## golangci-lint at the version of tools/go.mod, then the scripts
 	$(LINT) run $(PKG)
 	bash -n .ci/run tools/*.sh test/envoy/*.sh
 
-$(LINT): tools/go.mod tools/go.sum
+# Its name holds its version and Go's: a clone's newer time stamps build nothing anew.
+$(LINT):
 	@mkdir -p $(@D)
 	@echo "building golangci-lint $(LINT_VERSION), once: this takes minutes"
 	cd tools && go build -o $@.tmp github.com/golangci/golangci-lint/v2/cmd/golangci-lint
@@ -76,3 +77,6 @@ fuzz: ## each fuzz target for FUZZTIME
 		for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$dir/*_test.go | cut -d' ' -f2 | sort -u); do \
 			echo "== $$dir $$target"; go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) ./$$dir; \
 		done; done
+
+vuln: ## known vulnerabilities in what is linked
+	go tool -modfile=tools/go.mod govulncheck ./...

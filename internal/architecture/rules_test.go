@@ -138,6 +138,13 @@ func breaches(f file) []string {
 			}
 		}
 	}
+	if !slices.Contains(f.Imports, "testing/synctest") {
+		for _, u := range f.Uses {
+			if u.Path == "time" && u.Name == "Sleep" {
+				say("line %d: time.Sleep belongs into a synctest bubble: wait for what is awaited", u.Line)
+			}
+		}
+	}
 	if !f.Test && f.Lines > maxLines && !strings.Contains(f.Name, "zz_generated") {
 		say("%d lines, more than %d: would a reader know what is in it?", f.Lines, maxLines)
 	}
@@ -213,6 +220,9 @@ func TestTheRulesBite(t *testing.T) {
 		{"a secret revealed in a test", "internal/engine/a_test.go", `package engine; func f(s S) { s.Reveal() }`, "Reveal is called only"},
 		{"a secret revealed where it may be", "internal/oci/a.go", `package oci; func f(s S) { s.Reveal() }`, ""},
 		{"an engine that dials", "internal/engine/a.go", `package engine; import _ "net/http"`, "no I/O of its own"},
+		{"a test that sleeps", "internal/oci/a_test.go", `package oci; import "time"; func f() { time.Sleep(1) }`, "belongs into a synctest bubble"},
+		{"a bubble that sleeps", "internal/oci/a_test.go",
+			`package oci; import ("time"; _ "testing/synctest"); func f() { time.Sleep(1) }`, ""},
 		{"unsafe", "internal/oci/a.go", `package oci; import _ "unsafe"`, "promise of the type system"},
 		{"main that does more", "cmd/stile/main.go",
 			`package main; import _ "github.com/stileproject/stile/internal/engine"`, "main ends the process"},

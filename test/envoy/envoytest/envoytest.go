@@ -80,8 +80,8 @@ func Start(t testing.TB, o Options) *Envoy {
 	adminFile := filepath.Join(dir, "admin")
 	e := &Envoy{t: t, log: &logBuffer{}, done: make(chan struct{})}
 	// Without hot restart Envoy makes no shared memory, so that any number can run and none leaves anything behind.
-	// Not under the test's context: Cleanup ends it, and waits until it is gone.
-	command := exec.CommandContext(context.Background(), path, "--config-path", config, "--admin-address-path", adminFile, "--concurrency", "1",
+	// The end of the test's context kills it; Cleanup, which comes after, waits until it is gone.
+	command := exec.CommandContext(t.Context(), path, "--config-path", config, "--admin-address-path", adminFile, "--concurrency", "1",
 		"--disable-hot-restart", "--log-level", "info", "--component-log-level", "wasm:debug,config:debug")
 	command.Stdout, command.Stderr = e.log, e.log
 	if err := command.Start(); err != nil {
@@ -93,7 +93,6 @@ func Start(t testing.TB, o Options) *Envoy {
 		close(e.done)
 	}()
 	t.Cleanup(func() {
-		_ = e.Process.Kill() // nothing of it outlives the test
 		<-e.done
 		if t.Failed() {
 			t.Logf("envoy's log, its end:\n%s", e.log.tail(12000))
