@@ -28,7 +28,8 @@ const (
 	maxLabelValue     = 63
 	maxName           = 253
 	maxNamespace      = 63
-	maxKind           = 63
+	maxURL            = 4096
+	maxLabelName      = 317
 	maxPluginName     = 256
 	maxEnv            = 256
 	maxEnvName        = 256
@@ -159,6 +160,7 @@ func validateSelector(f *findings, s *WorkloadSelector) {
 		if name == "" {
 			f.invalid(field, "a label's name must not be empty")
 		}
+		longest(f, at, name, maxLabelName)
 		if strings.Contains(name, "*") || strings.Contains(value, "*") {
 			f.invalid(at, "wildcards do not work in labels: write the whole name and value")
 		}
@@ -203,6 +205,7 @@ func validateSource(f *findings, s *WasmPluginSpec) {
 		if u, err = ParseModuleURL(s.URL); err != nil {
 			f.invalid("spec.url", "%v", err)
 		}
+		longest(f, "spec.url", s.URL, maxURL)
 	}
 	switch digest := u.Image.Digest(); {
 	case s.SHA256 == "":

@@ -52,7 +52,7 @@ type WasmPluginList struct {
 // WasmPluginSpec is what the author of a plugin decides.
 //
 // +kubebuilder:validation:XValidation:rule="(has(self.selector) ? 1 : 0) + (has(self.targetRef) ? 1 : 0) + (has(self.targetRefs) ? 1 : 0) <= 1",message="set at most one of selector, targetRef and targetRefs"
-// +kubebuilder:validation:XValidation:rule="!has(self.sha256) || self.sha256 == ” || !self.url.contains('@sha256:') || self.url.endsWith('@sha256:' + self.sha256)",message="sha256 must equal the digest in url"
+// +kubebuilder:validation:XValidation:rule="!has(self.sha256) || self.sha256.size() == 0 || !self.url.contains('@sha256:') || self.url.endsWith('@sha256:' + self.sha256)",message="sha256 must equal the digest in url"
 // +kubebuilder:validation:XValidation:rule="(has(self.type) && self.type == 'NETWORK') == (has(oldSelf.type) && oldSelf.type == 'NETWORK')",message="type cannot be changed: delete the plugin and create it anew"
 type WasmPluginSpec struct {
 	// Selector chooses proxies by their labels. None, and no target reference: every
@@ -72,7 +72,13 @@ type WasmPluginSpec struct {
 	// HTTP server (http://, https://), or a file in the proxy's own file system (file://).
 	// +required
 	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:XValidation:rule="isURL(self) ? (url(self).getScheme() in ['', 'http', 'https', 'oci', 'file'] || !self.contains('://')) : !self.contains('://') || self.startsWith('oci://') || self.startsWith('http://') || self.startsWith('https://') || self.startsWith('file://')",message="the scheme must be one of oci, http, https and file"
+	// +kubebuilder:validation:MaxLength=4096
+	// +kubebuilder:validation:XValidation:rule="!self.matches('[[:cntrl:][:space:]]')",message="url must not contain spaces or control characters"
+	// +kubebuilder:validation:XValidation:rule="!self.contains('://') || self.matches('^(?i:oci|https?|file)://.')",message="the scheme must be one of oci, http, https and file, and something must follow it"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^(?i:https?|file)://') || !self.matches('[?#]')",message="an image takes no query and no fragment"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^(?i:https?|file)://') || !self.contains('@') || self.matches('^[^@]+@sha256:[a-f0-9]{64}$')",message="what follows '@' in an image must be sha256: and 64 lower-case hexadecimal digits; user names and passwords belong into a Secret"
+	// +kubebuilder:validation:XValidation:rule="!self.matches('^(?i:https?)://') || self.matches('^[^:]+://[^/?#@]+/[^?#]')",message="http(s) must name a host and a file, without user name and password"
+	// +kubebuilder:validation:XValidation:rule="!self.matches('^(?i:file)://') || !self.endsWith('/')",message="file:// must name a file"
 	URL string `json:"url" stile:"nonempty"`
 	// SHA256 is the checksum of what url names: the manifest digest of an image, or the
 	// unpacked module of an HTTP source. It must equal the digest in url if there is one.
@@ -130,7 +136,7 @@ type WorkloadSelector struct {
 	// MatchLabels are the labels, with their values. None selects every proxy.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=4096
-	// +kubebuilder:validation:XValidation:rule="self.all(key, key.size() > 0)",message="a label's name must not be empty"
+	// +kubebuilder:validation:XValidation:rule="self.all(key, key.size() > 0 && key.size() <= 317)",message="a label's name must have 1 to 317 characters"
 	// +kubebuilder:validation:XValidation:rule="self.all(key, !key.contains('*') && !self[key].contains('*'))",message="wildcards do not work in labels"
 	MatchLabels map[string]LabelValue `json:"matchLabels,omitempty"`
 }
@@ -143,8 +149,10 @@ type LabelValue string
 // TargetReference names a resource of the plugin's own namespace whose proxies the
 // plugin attaches to.
 //
-// +kubebuilder:validation:XValidation:rule="(self.kind == 'Gateway' || self.kind == 'GatewayClass') ? (has(self.group) && self.group == 'gateway.networking.k8s.io') : self.kind == 'Service' ? (!has(self.group) || self.group in [”, 'core']) : self.kind == 'ServiceEntry' && has(self.group) && self.group == 'networking.istio.io'",message="group and kind must be those of a Gateway or GatewayClass (gateway.networking.k8s.io), a Service (core) or a ServiceEntry (networking.istio.io)"
-// +kubebuilder:validation:XValidation:rule="!has(self.__namespace__) || self.__namespace__ == ”",message="leave namespace empty: a plugin attaches within its own namespace"
+// +kubebuilder:validation:XValidation:rule="!(self.kind in ['Gateway', 'GatewayClass']) || has(self.group) && self.group == 'gateway.networking.k8s.io'",message="group must be gateway.networking.k8s.io for kinds Gateway and GatewayClass"
+// +kubebuilder:validation:XValidation:rule="self.kind != 'Service' || !has(self.group) || self.group.size() == 0 || self.group == 'core'",message="group must be core or empty for kind Service"
+// +kubebuilder:validation:XValidation:rule="self.kind != 'ServiceEntry' || has(self.group) && self.group == 'networking.istio.io'",message="group must be networking.istio.io for kind ServiceEntry"
+// +kubebuilder:validation:XValidation:rule="!has(self.__namespace__) || self.__namespace__.size() == 0",message="leave namespace empty: a plugin attaches within its own namespace"
 type TargetReference struct {
 	// Group of the resource; empty or "core" for a Service.
 	// +optional
@@ -152,8 +160,7 @@ type TargetReference struct {
 	Group string `json:"group,omitempty"`
 	// Kind of the resource: Gateway, GatewayClass, Service or ServiceEntry.
 	// +required
-	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Enum=Gateway;GatewayClass;Service;ServiceEntry
 	Kind string `json:"kind" stile:"nonempty"`
 	// Name of the resource.
 	// +required
