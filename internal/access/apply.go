@@ -203,7 +203,7 @@ func (g *Gate) hurry(e *entry, now int64) {
 func (g *Gate) unanswered(f *flight, now int64) {
 	e := f.entry
 	for _, t := range f.tried {
-		if t.result == refused && t.candidate < 64 {
+		if t.result == refused && t.candidate < 8 {
 			e.refused |= 1 << t.candidate // it has had its answer in this round
 		}
 	}

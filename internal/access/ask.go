@@ -66,7 +66,7 @@ func (g *Gate) newFlight(e *entry, q *queue) *flight {
 	candidates := e.who.credentials.Candidates()
 	if a.state != Allowed {
 		for i := range candidates {
-			if i < 64 && e.refused&(1<<i) != 0 {
+			if i < 8 && e.refused&(1<<i) != 0 {
 				continue
 			}
 			f.add(g, uint8(i), oci.CheckOptions{})

@@ -252,7 +252,7 @@ func (g *Gate) evict(ns *namespace) bool {
 
 // remember puts e last in line for eviction, and drops from the line what was removed.
 func (ns *namespace) remember(e *entry) {
-	if len(ns.fifo) > 2*ns.entries+minBuckets {
+	if len(ns.fifo) > 2*ns.entries+minSlots {
 		kept := ns.fifo[:0]
 		for _, old := range ns.fifo {
 			if !old.answer.Load().removed {

@@ -23,10 +23,10 @@ type entry struct {
 	prev, next *entry     // the principal's other entries
 	due        int64      // when the scheduler looks at it again
 	askAt      int64      // when it is to be asked; never if not
-	refused    uint64     // candidates that said no in this round of attempts, a bit each
 	held       int32      // holders that hold it now
 	index      int32      // place in the heap; -1 = none
 	generation uint32     // an answer to a question of another generation is discarded
+	refused    uint8      // of the first eight candidates, those that said no in this round, a bit each
 	attempt    uint8      // questions without an answer in this round
 	strikes    uint8      // rounds since the last yes, for the delay to the next
 	asking     bool       // a question is under way
@@ -69,27 +69,33 @@ func (p *principal) candidate(i uint8) oci.Credential {
 	return p.credentials.Candidates()[i]
 }
 
-// table finds entries without any lock. Writers hold Gate.mu.
+// table finds entries without any lock: open addressing, with the hash beside the
+// pointer, so that a hit costs one line of the table and the entry. Writers hold
+// Gate.mu.
 type table struct {
-	seed    maphash.Seed
-	buckets atomic.Pointer[[]bucket] // a power of two of them
-	count   int
+	seed  maphash.Seed
+	slots atomic.Pointer[[]slot] // a power of two of them
+	count int                    // entries
+	used  int                    // slots that are not empty: entries and tombstones
 }
 
-type bucket = atomic.Pointer[node]
-
-type node struct {
-	hash  uint64
-	entry *entry
-	next  atomic.Pointer[node]
+// slot holds an entry and its hash. The hash is written after the entry and taken away
+// before it, and whoever finds it compares the whole key.
+type slot struct {
+	hash  atomic.Uint64 // 0 = empty, 1 = removed
+	entry atomic.Pointer[entry]
 }
 
-const minBuckets = 64
+const (
+	emptySlot   = 0
+	removedSlot = 1
+	minSlots    = 64
+)
 
 func (t *table) init() {
 	t.seed = maphash.MakeSeed()
-	b := make([]bucket, minBuckets)
-	t.buckets.Store(&b)
+	s := make([]slot, minSlots)
+	t.slots.Store(&s)
 }
 
 func (t *table) hash(image oci.Reference, cred, trust secret.Fingerprint) uint64 {
@@ -104,76 +110,92 @@ func (t *table) hash(image oci.Reference, cred, trust secret.Fingerprint) uint64
 	// Fingerprints are keyed digests: any eight bytes are as good as a hash of them.
 	h = h*odd ^ binary.LittleEndian.Uint64(cred[:])
 	h = h*odd ^ binary.LittleEndian.Uint64(trust[:])
-	return h ^ h>>32
+	return max(h^h>>32, removedSlot+1)
 }
 
 // find returns the entry of a key, or nil.
 func (t *table) find(image oci.Reference, cred, trust secret.Fingerprint) *entry {
 	h := t.hash(image, cred, trust)
-	b := *t.buckets.Load()
-	for n := b[h&uint64(len(b)-1)].Load(); n != nil; n = n.next.Load() {
-		if n.hash == h {
-			e := n.entry
-			if e.image == image && e.who.cred == cred && e.who.via == trust {
+	s := *t.slots.Load()
+	mask := uint64(len(s) - 1)
+	for i := h & mask; ; i = (i + 1) & mask {
+		switch s[i].hash.Load() {
+		case emptySlot:
+			return nil
+		case h:
+			e := s[i].entry.Load()
+			if e != nil && e.image == image && e.who.cred == cred && e.who.via == trust {
 				return e
 			}
 		}
 	}
-	return nil
 }
 
 // insert adds an entry that is not there.
 func (t *table) insert(e *entry) {
-	b := *t.buckets.Load()
-	if t.count >= len(b) {
-		b = t.resize(2 * len(b))
+	if s := *t.slots.Load(); 3*(t.used+1) > 2*len(s) {
+		t.resize()
+	}
+	if add(*t.slots.Load(), t.hash(e.image, e.who.cred, e.who.via), e) == emptySlot {
+		t.used++
 	}
 	t.count++
-	add(b, &node{hash: t.hash(e.image, e.who.cred, e.who.via), entry: e})
 }
 
-func add(b []bucket, n *node) {
-	at := &b[n.hash&uint64(len(b)-1)]
-	n.next.Store(at.Load())
-	at.Store(n)
+// add puts e into the first free slot and returns what that was.
+func add(s []slot, h uint64, e *entry) uint64 {
+	mask := uint64(len(s) - 1)
+	i := h & mask
+	for s[i].hash.Load() > removedSlot {
+		i = (i + 1) & mask
+	}
+	was := s[i].hash.Load()
+	s[i].entry.Store(e)
+	s[i].hash.Store(h)
+	return was
 }
 
-// resize makes a new table beside the old one, which readers may still walk.
-func (t *table) resize(size int) []bucket {
-	old, b := *t.buckets.Load(), make([]bucket, size)
+// resize makes new slots, at most half full, beside the old ones, which readers may
+// still look at.
+func (t *table) resize() {
+	old, size := *t.slots.Load(), minSlots
+	for size < 2*(t.count+1) {
+		size *= 2
+	}
+	s := make([]slot, size)
 	for i := range old {
-		for n := old[i].Load(); n != nil; n = n.next.Load() {
-			add(b, &node{hash: n.hash, entry: n.entry})
+		if h := old[i].hash.Load(); h > removedSlot {
+			add(s, h, old[i].entry.Load())
 		}
 	}
-	t.buckets.Store(&b)
-	return b
+	t.used = t.count
+	t.slots.Store(&s)
 }
 
 // remove takes an entry out.
 func (t *table) remove(e *entry) {
 	h := t.hash(e.image, e.who.cred, e.who.via)
-	b := *t.buckets.Load()
-	at := &b[h&uint64(len(b)-1)]
-	for n := at.Load(); n != nil; n = at.Load() {
-		if n.entry == e {
-			at.Store(n.next.Load())
+	s := *t.slots.Load()
+	mask := uint64(len(s) - 1)
+	for i := h & mask; s[i].hash.Load() != emptySlot; i = (i + 1) & mask {
+		if s[i].entry.Load() == e {
+			s[i].hash.Store(removedSlot)
+			s[i].entry.Store(nil)
 			t.count--
 			break
 		}
-		at = &n.next
 	}
-	if len(b) > minBuckets && t.count < len(b)/8 {
-		t.resize(len(b) / 2)
+	if len(s) > minSlots && 8*t.count < len(s) {
+		t.resize()
 	}
 }
 
 // each calls f with every entry; those that come or go meanwhile may be missed.
 func (t *table) each(f func(*entry)) {
-	b := *t.buckets.Load()
-	for i := range b {
-		for n := b[i].Load(); n != nil; n = n.next.Load() {
-			f(n.entry)
+	s := *t.slots.Load()
+	for i := range s {
+		if e := s[i].entry.Load(); e != nil {
+			f(e)
 		}
 	}
 }

@@ -1,0 +1,365 @@
+package access
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/secret"
+)
+
+// plainCache is the plain design that the Gate is measured beside: a map, one mutex
+// held while it asks and while it sweeps, and the hash of the reference and of the
+// credentials' content as its key.
+type plainCache struct {
+	mu      sync.Mutex
+	entries map[[32]byte]*plainEntry
+	ask     func(oci.Reference, oci.Credentials) error
+}
+
+type plainEntry struct {
+	image         oci.Reference
+	credentials   oci.Credentials
+	err           error
+	checked, used time.Time
+}
+
+func newPlain(ask func(oci.Reference, oci.Credentials) error) *plainCache {
+	return &plainCache{entries: map[[32]byte]*plainEntry{}, ask: ask}
+}
+
+func (c *plainCache) allowed(image oci.Reference, credentials oci.Credentials, content []byte) bool {
+	h := sha256.New()
+	h.Write([]byte(image.String()))
+	h.Write(content)
+	key := [32]byte(h.Sum(nil))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[key]
+	if e == nil {
+		e = &plainEntry{image: image, credentials: credentials, checked: time.Now()}
+		e.err = c.ask(image, credentials)
+		c.entries[key] = e
+	}
+	e.used = time.Now()
+	return e.err == nil
+}
+
+// sweep asks again for all that is older than an hour.
+func (c *plainCache) sweep() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		if time.Since(e.checked) > time.Hour {
+			for range 3 {
+				if e.err = c.ask(e.image, e.credentials); e.err == nil {
+					break
+				}
+			}
+			e.checked = time.Now()
+		}
+	}
+}
+
+// readMostly is a map behind an RWMutex, which asks nobody: the floor of what a lock costs.
+type readMostly struct {
+	mu      sync.RWMutex
+	entries map[readMostlyKey]*answer
+}
+
+type readMostlyKey struct {
+	image oci.Reference
+	cred  secret.Fingerprint
+	trust secret.Fingerprint
+}
+
+func (c *readMostly) check(r Request) State {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.entries[readMostlyKey{r.Image, r.Credentials.Fingerprint(), r.Trust.Fingerprint()}].state
+}
+
+// steady is a registry that says yes to digests at once.
+type steady struct {
+	wait  atomic.Int64 // nanoseconds before each answer
+	fault atomic.Pointer[oci.Error]
+}
+
+func (s *steady) Check(ctx context.Context, ref oci.Reference, _ oci.Credential, _ oci.Trust, _ oci.CheckOptions) (oci.Descriptor, error) {
+	if d := s.wait.Load(); d > 0 {
+		timer := time.NewTimer(time.Duration(d))
+		defer timer.Stop()
+		select {
+		case <-ctx.Done():
+			return oci.Descriptor{}, ctx.Err()
+		case <-timer.C:
+		}
+	}
+	if e := s.fault.Load(); e != nil {
+		return oci.Descriptor{}, e
+	}
+	return oci.Descriptor{Digest: ref.Digest()}, nil
+}
+
+func (*steady) Forget(secret.Fingerprint) {}
+
+// warmGate returns a running Gate with n requests that are warm.
+func warmGate(tb testing.TB, registry *steady, n int, c Config) (*Gate, []Request) {
+	tb.Helper()
+	c.MaxPerNamespace, c.MaxProofs = 10*n+1000, 10*n+1000
+	g := New(registry, c)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = g.Run(ctx)
+	}()
+	tb.Cleanup(func() { cancel(); <-done })
+	requests := manyRequests(tb, n)
+	for _, r := range requests {
+		g.Check(r)
+	}
+	for i := 0; i < n; {
+		if g.Check(requests[i]).State == Allowed {
+			i++
+			continue
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return g, requests
+}
+
+func manyRequests(tb testing.TB, n int) []Request {
+	tb.Helper()
+	credentials := make([]oci.Credentials, 20)
+	for i := range credentials {
+		credentials[i] = as(fmt.Sprintf("user-%d", i))
+	}
+	requests := make([]Request, n)
+	for i := range requests {
+		requests[i] = Request{
+			Image:       ref(tb, fmt.Sprintf("registry.example:5000/team-%d/plugin-%d@%s", i%20, i, digest(i))),
+			Credentials: credentials[i%20],
+			Holder:      Holder{Namespace: fmt.Sprintf("team-%d", i%20), Name: fmt.Sprintf("plugin-%d", i)},
+		}
+	}
+	return requests
+}
+
+// BenchmarkWarm is a warm check, from a parsed reference and parsed credentials.
+func BenchmarkWarm(b *testing.B) {
+	for _, n := range []int{1_000, 10_000, 100_000} {
+		registry := &steady{}
+		g, requests := warmGate(b, registry, n, Config{})
+		plain := newPlain(func(oci.Reference, oci.Credentials) error { return nil })
+		floor := &readMostly{entries: map[readMostlyKey]*answer{}}
+		content := slices.Repeat([]byte("x"), 250) // of a pull secret
+		for _, r := range requests {
+			plain.allowed(r.Image, r.Credentials, content)
+			floor.entries[readMostlyKey{r.Image, r.Credentials.Fingerprint(), r.Trust.Fingerprint()}] = &answer{state: Allowed}
+		}
+		for _, workers := range []int{1, 2, 8, 64} {
+			run := func(name string, check func(Request) bool) {
+				b.Run(fmt.Sprintf("%s/entries=%d/goroutines=%d", name, n, workers), func(b *testing.B) {
+					b.ReportAllocs()
+					var group sync.WaitGroup
+					each := b.N/workers + 1
+					b.ResetTimer()
+					for w := range workers {
+						group.Go(func() {
+							at := w * 7919
+							for range each {
+								at += 104729
+								if !check(requests[at%n]) {
+									panic("not warm")
+								}
+							}
+						})
+					}
+					group.Wait()
+				})
+			}
+			run("gate", func(r Request) bool { return g.Check(r).State == Allowed })
+			run("rwmutex", func(r Request) bool { return floor.check(r) == Allowed })
+			run("plain", func(r Request) bool { return plain.allowed(r.Image, r.Credentials, content) })
+		}
+	}
+}
+
+// BenchmarkWarmWhile is the latency of eight warm callers while something else goes on,
+// each caller making a check every 50 µs.
+func BenchmarkWarmWhile(b *testing.B) {
+	const n = 10_000
+	for _, story := range []struct {
+		name  string
+		begin func(b *testing.B, g *Gate, registry *steady, requests []Request)
+	}{
+		{"quiet", func(*testing.B, *Gate, *steady, []Request) {}},
+		{"one cold check of 2 s", func(b *testing.B, g *Gate, registry *steady, _ []Request) {
+			registry.wait.Store(int64(2 * time.Second))
+			g.Check(Request{Image: ref(b, "registry.example:5000/cold/one:v1")})
+		}},
+		{"a sweep of 10,000 at 50 ms", func(b *testing.B, g *Gate, registry *steady, _ []Request) {
+			registry.wait.Store(int64(50 * time.Millisecond))
+			expire(g)
+		}},
+		{"a registry on 503", func(b *testing.B, g *Gate, registry *steady, _ []Request) {
+			registry.fault.Store(&oci.Error{Op: "check", Kind: oci.Unavailable, Status: http.StatusServiceUnavailable})
+			expire(g)
+		}},
+		{"a registry that never answers", func(b *testing.B, g *Gate, registry *steady, _ []Request) {
+			registry.wait.Store(int64(time.Hour))
+			expire(g)
+		}},
+	} {
+		b.Run(story.name, func(b *testing.B) {
+			for range b.N {
+				registry := &steady{}
+				g, requests := warmGate(b, registry, n, Config{})
+				runtime.GC()
+				story.begin(b, g, registry, requests)
+				report(b, warmLatency(g, requests, 2*time.Second))
+			}
+		})
+	}
+	b.Run("plain design, one cold check of 2 s", func(b *testing.B) {
+		for range b.N {
+			var slow atomic.Bool
+			plain := newPlain(func(oci.Reference, oci.Credentials) error {
+				if slow.Load() {
+					time.Sleep(2 * time.Second)
+				}
+				return nil
+			})
+			requests := manyRequests(b, n)
+			for _, r := range requests {
+				plain.allowed(r.Image, r.Credentials, nil)
+			}
+			slow.Store(true)
+			go plain.allowed(ref(b, "registry.example:5000/cold/one:v1"), as("cold"), nil)
+			report(b, latencyOf(func(r Request) { plain.allowed(r.Image, r.Credentials, nil) }, requests, 3*time.Second))
+		}
+	})
+	b.Run("plain design, a sweep of 100 at 50 ms", func(b *testing.B) {
+		for range b.N {
+			var slow atomic.Bool
+			plain := newPlain(func(oci.Reference, oci.Credentials) error {
+				if slow.Load() {
+					time.Sleep(50 * time.Millisecond)
+				}
+				return nil
+			})
+			requests := manyRequests(b, n)
+			for _, r := range requests {
+				plain.allowed(r.Image, r.Credentials, nil)
+			}
+			slow.Store(true)
+			old := 100
+			for _, e := range plain.entries {
+				if old--; old >= 0 {
+					e.checked = e.checked.Add(-2 * time.Hour)
+				}
+			}
+			go plain.sweep()
+			report(b, latencyOf(func(r Request) { plain.allowed(r.Image, r.Credentials, nil) }, requests, 6*time.Second))
+		}
+	})
+}
+
+// expire makes every entry due now.
+func expire(g *Gate) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.now()
+	g.table.each(func(e *entry) {
+		e.askAt = now
+		g.schedule(e)
+	})
+}
+
+func warmLatency(g *Gate, requests []Request, d time.Duration) []time.Duration {
+	return latencyOf(func(r Request) { g.Check(r) }, requests, d)
+}
+
+// latencyOf returns what eight callers waited, sorted.
+func latencyOf(check func(Request), requests []Request, d time.Duration) []time.Duration {
+	const callers = 8
+	all := make([][]time.Duration, callers)
+	end := time.Now().Add(d)
+	var group sync.WaitGroup
+	for c := range callers {
+		group.Go(func() {
+			for at := c; time.Now().Before(end); at += 104729 {
+				start := time.Now()
+				check(requests[at%len(requests)])
+				all[c] = append(all[c], time.Since(start))
+				time.Sleep(50 * time.Microsecond)
+			}
+		})
+	}
+	group.Wait()
+	joined := slices.Concat(all...)
+	slices.Sort(joined)
+	return joined
+}
+
+func report(b *testing.B, sorted []time.Duration) {
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(sorted[len(sorted)/2]), "p50-ns")
+	b.ReportMetric(float64(sorted[len(sorted)*99/100]), "p99-ns")
+	b.ReportMetric(float64(sorted[len(sorted)-1])/1e3, "max-us")
+}
+
+// BenchmarkBytesPerEntry is the memory of an entry beyond the caller's own strings.
+func BenchmarkBytesPerEntry(b *testing.B) {
+	for _, n := range []int{1_000, 100_000} {
+		b.Run(fmt.Sprintf("entries=%d", n), func(b *testing.B) {
+			for range b.N {
+				requests := manyRequests(b, n)
+				before := heapInUse()
+				g, _ := warmGateOf(b, requests)
+				b.ReportMetric(float64(heapInUse()-before)/float64(n), "B/entry")
+				b.ReportMetric(0, "ns/op")
+				runtime.KeepAlive(g)
+				runtime.KeepAlive(requests)
+			}
+		})
+	}
+}
+
+func warmGateOf(tb testing.TB, requests []Request) (*Gate, []Request) {
+	tb.Helper()
+	g := New(&steady{}, Config{MaxPerNamespace: 1 << 30, MaxProofs: 1 << 30})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = g.Run(ctx)
+	}()
+	tb.Cleanup(func() { cancel(); <-done })
+	for _, r := range requests {
+		g.Check(r)
+	}
+	for _, r := range requests {
+		for g.Check(r).State != Allowed {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return g, requests
+}
+
+func heapInUse() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
