@@ -209,7 +209,7 @@ type taking struct {
 	sha256    string // what the module must have; empty = anything
 	record    store.Record
 	facts     moduleFacts
-	pin       bool   // record the delivery under the module's sha256 too
+	pin       bool // record the delivery under the module's sha256 too
 }
 
 // take unpacks the module into the store, reads the delivery to its last byte, for
