@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -46,9 +47,10 @@ type Options struct {
 
 // Sandbox is one proxy. Its methods may be called concurrently.
 type Sandbox struct {
-	options Options
-	log     *slog.Logger
-	events  chan func() // what happened, for the loop
+	options  Options
+	log      *slog.Logger
+	events   chan func() // what happened, for the loop
+	upstream *http.Transport
 
 	mu      sync.Mutex // guards the four below
 	changed chan struct{}
@@ -82,6 +84,7 @@ func New(o Options) *Sandbox {
 		options:    o,
 		log:        o.Log.With("proxy", o.Node.ID),
 		events:     make(chan func()),
+		upstream:   newUpstream(),
 		changed:    make(chan struct{}),
 		done:       make(chan struct{}),
 		types:      map[string]*typeState{},
@@ -123,9 +126,9 @@ func (s *Sandbox) Run(ctx context.Context) error {
 	s.group, s.ctx = errgroup.WithContext(ctx)
 	s.group.Go(func() error { return s.connect(s.ctx) })
 	s.loop()
+	s.shutdown()
 	s.cancel()
 	err := s.group.Wait()
-	s.shutdown()
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -175,6 +178,7 @@ func (s *Sandbox) shutdown() {
 	for _, x := range s.extensions {
 		x.close()
 	}
+	s.upstream.CloseIdleConnections()
 }
 
 // ask runs f in the loop and waits for it.

@@ -37,6 +37,9 @@ type Options struct {
 	Node       sandbox.Node // how it names itself
 	Log        io.Writer    // what Envoy prints; nil = nowhere
 	LogLevel   string       // trace, debug, info, warning, error, critical, off; "" = warning
+	// DrainTime is how long an old version of a listener lives on, and keeps its
+	// extensions subscribed; whole seconds; 0 = Envoy's own 600 s.
+	DrainTime time.Duration
 }
 
 // Envoy is one Envoy process. It implements sandbox.Proxy.
@@ -98,12 +101,14 @@ func launch(o Options, dir string) (*Envoy, error) {
 	}
 	// Without hot restart there is no base id to choose and no shared memory or
 	// socket that could be left behind.
-	e.cmd = exec.Command(o.Path, //nolint:gosec,noctx // the operator's own choice of binary; Stop ends it
-		"--config-path", bootstrapPath,
-		"--admin-address-path", e.adminFile(),
-		"--disable-hot-restart",
-		"--concurrency", "1",
-		"--log-level", level)
+	args := []string{
+		"--config-path", bootstrapPath, "--admin-address-path", e.adminFile(),
+		"--disable-hot-restart", "--concurrency", "1", "--log-level", level,
+	}
+	if o.DrainTime > 0 {
+		args = append(args, "--drain-time-s", strconv.Itoa(int(max(o.DrainTime/time.Second, 1))))
+	}
+	e.cmd = exec.Command(o.Path, args...) //nolint:gosec,noctx // the operator's own choice of binary; Stop ends it
 	e.cmd.Stdout, e.cmd.Stderr = e.words, e.words
 	e.cmd.Dir = dir
 	e.cmd.SysProcAttr = processAttributes()

@@ -47,7 +47,7 @@ func TestEnvoy(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		e, err := envoyproc.Start(ctx, envoyproc.Options{Path: path, XDSAddress: xds, Node: node, Log: testLog{t}})
+		e, err := envoyproc.Start(ctx, envoyproc.Options{Path: path, XDSAddress: xds, Node: node, Log: testLog{t}, DrainTime: time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}

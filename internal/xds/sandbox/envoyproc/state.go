@@ -4,12 +4,10 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/stileproject/stile/internal/xds/sandbox"
@@ -120,6 +118,9 @@ func readState(raw []byte, addresses map[string]string) (sandbox.State, error) {
 			continue // a section of another shape, which is not read
 		}
 		for _, l := range part.DynamicListeners {
+			if l.Active == nil && l.Warming == nil && l.Error == nil {
+				continue // removed; its last connections drain
+			}
 			s.Listeners = append(s.Listeners, readListener(l, addresses, extensions))
 		}
 	}
@@ -210,30 +211,5 @@ func (e *Envoy) ConfigDump(ctx context.Context) ([]byte, error) {
 	if err := json.Unmarshal(raw, &dump); err != nil {
 		return nil, fmt.Errorf("envoy config dump: %w", err)
 	}
-	return json.MarshalIndent(withoutBytes(dump), "", " ")
-}
-
-// withoutBytes replaces each inline_bytes by what it is.
-func withoutBytes(v any) any {
-	switch v := v.(type) {
-	case []any:
-		for i := range v {
-			v[i] = withoutBytes(v[i])
-		}
-	case map[string]any:
-		for k, field := range v {
-			text, isText := field.(string)
-			if k != "inline_bytes" || !isText {
-				v[k] = withoutBytes(field)
-				continue
-			}
-			b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
-			if err != nil {
-				v[k] = "(not readable)"
-				continue
-			}
-			v[k] = fmt.Sprintf("(%d bytes, sha256 %x)", len(b), sha256.Sum256(b))
-		}
-	}
-	return v
+	return json.MarshalIndent(sandbox.WithoutModules(dump), "", " ")
 }
