@@ -2,6 +2,7 @@ package oci
 
 import (
 	"container/list"
+	"crypto/x509"
 	"log/slog"
 	"net"
 	"sync"
@@ -26,6 +27,7 @@ type Client struct {
 	registries map[string]*registry
 	allow      []string
 	guard      *guard
+	roots      *x509.CertPool // for hosts without their own; nil = the system's
 	total      slots
 	metrics    *metrics
 	log        *slog.Logger

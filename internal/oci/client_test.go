@@ -6,7 +6,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,7 +22,28 @@ import (
 	"github.com/stileproject/stile/internal/secret"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain names a proxy in the environment that nobody may use: what is asked through
+// it could be led anywhere. Every test of this package runs under it.
+func TestMain(m *testing.M) {
+	var used atomic.Int64
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { used.Add(1) }))
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"} {
+		if err := os.Setenv(name, proxy.URL); err != nil {
+			panic(err)
+		}
+	}
+	code := m.Run()
+	proxy.Close()
+	if n := used.Load(); n > 0 {
+		fmt.Fprintf(os.Stderr, "the proxy in the environment was used %d times\n", n)
+		code = 1
+	}
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
 
 // testKey is a key for fingerprints.
 func testKey(t testing.TB) secret.Key {

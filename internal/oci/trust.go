@@ -216,13 +216,16 @@ func (c *Client) tlsConfig(t Trust, host, serverName string) *tls.Config {
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		ServerName: serverName,
+		RootCAs:    c.roots,
 		NextProtos: []string{"h2", "http/1.1"},
 	}
 	own := c.registries[t.host]
-	if r := c.registries[host]; r != nil {
-		config.RootCAs = r.roots
-	} else if own != nil && own.tokenHost(host) {
-		config.RootCAs = own.roots
+	entry := c.registries[host]
+	if entry == nil && own != nil && own.tokenHost(host) {
+		entry = own
+	}
+	if entry != nil && entry.roots != nil {
+		config.RootCAs = entry.roots
 	}
 	if host == t.host && t.certificate && own != nil {
 		config.Certificates = []tls.Certificate{*own.Certificate}
