@@ -206,6 +206,9 @@ func (a *app) loadConfig(in *configInput) (*loadedConfig, error) {
 		return nil, fail(Usage, fmt.Errorf("configuration: %w", err), `correct the configuration; "stile config view" shows what is known`)
 	}
 	used := written.DeepCopy()
+	if sources["modules.url"].Layer == config.Default && sources["modules.address"].Layer != config.Default {
+		used.Modules.URL = "" // the address that is bound
+	}
 	resolvePaths(used, sources, filepath.Dir(name))
 	return &loadedConfig{Config: used, shown: written, sources: sources}, nil
 }

@@ -22,11 +22,10 @@ func pathFlags(cmd *cobra.Command) *[]string {
 
 // documents is what some paths hold.
 type documents struct {
-	plugins  []*v1alpha1.WasmPlugin // in the order of the files; of two of one name the first
-	invalid  map[plugin.Key][]v1alpha1.Finding
-	secrets  map[plugin.Key]*document.Secret
-	checked  int // WasmPlugins, all of them
-	findings []document.Finding
+	report  document.ValidationReport
+	plugins []*v1alpha1.WasmPlugin // of two of one name the first
+	invalid map[plugin.Key][]v1alpha1.Finding
+	secrets map[plugin.Key]*document.Secret
 }
 
 // readDocuments reads paths, folders recursively. A path that does not exist is a usage
@@ -35,8 +34,7 @@ func (a *app) readDocuments(verb string, paths []string) (*documents, error) {
 	if len(paths) == 0 {
 		return nil, usagef("%s: -f PATH is missing: a file, a folder, or - for stdin", verb)
 	}
-	d := &documents{invalid: map[plugin.Key][]v1alpha1.Finding{}, secrets: map[plugin.Key]*document.Secret{}, findings: []document.Finding{}}
-	seen := map[string]string{}
+	var docs []document.Document
 	for _, path := range paths {
 		if path == "-" {
 			data, err := io.ReadAll(io.LimitReader(a.stdin, file.MaxFile+1))
@@ -46,59 +44,54 @@ func (a *app) readDocuments(verb string, paths []string) (*documents, error) {
 			if err != nil {
 				return nil, fail(Failed, fmt.Errorf("%s: read stdin: %w", verb, err), "")
 			}
-			d.add("-", data, seen)
+			docs = append(docs, document.Read("-", data)...)
 			continue
 		}
-		if err := a.readPath(verb, path, d, seen); err != nil {
+		more, err := a.readPath(verb, path)
+		if err != nil {
 			return nil, err
 		}
+		docs = append(docs, more...)
 	}
-	return d, nil
+	return gather(docs), nil
 }
 
-func (a *app) readPath(verb, path string, d *documents, seen map[string]string) error {
+func (a *app) readPath(verb, path string) ([]document.Document, error) {
 	files, _, err := file.List(path)
 	switch {
 	case os.IsNotExist(err):
-		return fail(Usage, fmt.Errorf("%s: %w", verb, err), "name a file or folder that exists")
+		return nil, fail(Usage, fmt.Errorf("%s: %w", verb, err), "name a file or folder that exists")
 	case err != nil:
-		return fail(Failed, fmt.Errorf("%s: %w", verb, err), "")
+		return nil, fail(Failed, fmt.Errorf("%s: %w", verb, err), "")
 	case len(files) == 0:
 		a.note("%s: the folder %s holds no .yaml, .yml or .json file", verb, path)
 	}
+	var docs []document.Document
 	for _, name := range files {
 		data, err := file.Read(name)
 		if err != nil {
-			return fail(Failed, fmt.Errorf("%s: %w", verb, err), "")
+			return nil, fail(Failed, fmt.Errorf("%s: %w", verb, err), "")
 		}
-		d.add(name, data, seen)
+		docs = append(docs, document.Read(name, data)...)
 	}
-	return nil
+	return docs, nil
 }
 
-// add takes the documents of one file. seen are the objects so far, and where they were.
-func (d *documents) add(name string, data []byte, seen map[string]string) {
-	for _, doc := range document.Read(name, data) {
-		d.findings = append(d.findings, doc.Findings...)
-		if _, ok := doc.Object.(*v1alpha1.WasmPlugin); ok {
-			d.checked++
-		}
-		if doc.Object == nil {
-			continue
-		}
+// gather sorts the objects of documents by kind.
+func gather(docs []document.Document) *documents {
+	d := &documents{
+		report:  document.Report(docs),
+		invalid: map[plugin.Key][]v1alpha1.Finding{}, secrets: map[plugin.Key]*document.Secret{},
+	}
+	seen := map[plugin.Key]bool{}
+	for _, doc := range docs {
 		key := plugin.Key{Namespace: doc.Namespace, Name: doc.Name}
-		id := doc.Kind + " " + key.String()
-		if first, twice := seen[id]; twice {
-			d.findings = append(d.findings, document.Finding{
-				File: name, Document: doc.Index, Line: doc.Line, Kind: doc.Kind, Namespace: doc.Namespace, Name: doc.Name,
-				Field: "metadata.name", Severity: v1alpha1.SeverityWarning, Reason: v1alpha1.ReasonDuplicate,
-				Message: "a second " + doc.Kind + " of this name: the one in " + first + " counts",
-			})
-			continue
-		}
-		seen[id] = name
 		switch o := doc.Object.(type) {
 		case *v1alpha1.WasmPlugin:
+			if seen[key] {
+				continue
+			}
+			seen[key] = true
 			d.plugins = append(d.plugins, o)
 			for _, f := range doc.Findings {
 				if f.Severity == v1alpha1.SeverityError {
@@ -106,20 +99,12 @@ func (d *documents) add(name string, data []byte, seen map[string]string) {
 				}
 			}
 		case *document.Secret:
-			d.secrets[key] = o
+			if d.secrets[key] == nil {
+				d.secrets[key] = o
+			}
 		}
 	}
-}
-
-// errors counts the findings of severity error.
-func (d *documents) errors() int {
-	n := 0
-	for _, f := range d.findings {
-		if f.Severity == v1alpha1.SeverityError {
-			n++
-		}
-	}
-	return n
+	return d
 }
 
 // line is a finding on one line, as compilers write theirs.
@@ -132,7 +117,7 @@ func line(f document.Finding, wide bool) string {
 	if f.Kind != "" {
 		object := f.Kind
 		if f.Name != "" {
-			object += " " + plugin.Key{Namespace: f.Namespace, Name: f.Name}.String()
+			object += " " + objectName(f)
 		}
 		parts = append(parts, object)
 	}
@@ -144,6 +129,14 @@ func line(f document.Finding, wide bool) string {
 		text += fmt.Sprintf(" [%s, document %d]", f.Reason, f.Document)
 	}
 	return printable(text)
+}
+
+// objectName is namespace/name, or the name alone.
+func objectName(f document.Finding) string {
+	if f.Namespace == "" {
+		return f.Name
+	}
+	return f.Namespace + "/" + f.Name
 }
 
 // count writes "1 plugin", "2 plugins".

@@ -47,7 +47,10 @@ func newRoot(a *app) *cobra.Command {
 
 // verbs are the constructors of all verbs, in the order in which help lists them.
 var verbs = []func(*app) *cobra.Command{
+	serveVerb,
 	validateVerb,
+	explainVerb,
+	accessVerb,
 	configVerb,
 	versionVerb,
 	completionVerb,

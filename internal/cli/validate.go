@@ -7,16 +7,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/document"
 )
-
-// validationReport is the JSON of "stile validate".
-type validationReport struct {
-	APIVersion string             `json:"apiVersion"`
-	Kind       string             `json:"kind"`
-	Checked    int                `json:"checked"`
-	Findings   []document.Finding `json:"findings"`
-}
 
 func validateVerb(a *app) *cobra.Command {
 	cmd := &cobra.Command{
@@ -37,10 +30,10 @@ Exits with 3 if any finding is an error, with 2 if a path does not exist.`,
 		if err != nil {
 			return err
 		}
-		if err := out.print(a.stdout, validationAnswer(d)); err != nil {
+		if err := out.print(a.stdout, validationAnswer(d.report)); err != nil {
 			return err
 		}
-		if d.errors() > 0 {
+		if d.report.HasErrors() {
 			return silent(Findings)
 		}
 		return nil
@@ -48,26 +41,25 @@ Exits with 3 if any finding is an error, with 2 if a path does not exist.`,
 	return cmd
 }
 
-func validationAnswer(d *documents) answer {
+func validationAnswer(r document.ValidationReport) answer {
 	var names []string
-	for _, f := range d.findings {
+	faults := 0
+	for _, f := range r.Findings {
 		name := f.File
 		if f.Name != "" {
-			name = f.Kind + "/" + f.Namespace + "/" + f.Name
+			name = f.Kind + "/" + objectName(f)
 		}
 		if !slices.Contains(names, name) {
 			names = append(names, name)
 		}
+		if f.Severity == v1alpha1.SeverityError {
+			faults++
+		}
 	}
-	return answer{
-		Value: validationReport{APIVersion: apiVersion, Kind: "ValidationReport", Checked: d.checked, Findings: d.findings},
-		Names: names,
-		Table: func(w io.Writer, wide bool) {
-			for _, f := range d.findings {
-				_, _ = fmt.Fprintln(w, line(f, wide))
-			}
-			faults := d.errors()
-			_, _ = fmt.Fprintf(w, "%s checked: %s, %s\n", count(d.checked, "WasmPlugin"), count(faults, "error"), count(len(d.findings)-faults, "warning"))
-		},
-	}
+	return answer{Value: r, Names: names, Table: func(w io.Writer, wide bool) {
+		for _, f := range r.Findings {
+			_, _ = fmt.Fprintln(w, line(f, wide))
+		}
+		_, _ = fmt.Fprintf(w, "%s checked: %s, %s\n", count(r.Checked, "WasmPlugin"), count(faults, "error"), count(len(r.Findings)-faults, "warning"))
+	}}
 }

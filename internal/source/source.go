@@ -17,7 +17,7 @@ type World struct {
 	// Plugins are sorted by namespace and name, each key once; valid or not.
 	Plugins []*v1alpha1.WasmPlugin
 	// Invalid holds the error findings of the plugins that have any.
-	Invalid map[Key][]document.Finding
+	Invalid map[Key][]v1alpha1.Finding
 	// Secrets are those that plugins may name.
 	Secrets map[Key]*document.Secret
 	// Gateways are those that plugins may target.

@@ -236,7 +236,7 @@ func newBuilder(before generations) *builder {
 	return &builder{
 		before: before, now: generations{}, from: map[string]string{},
 		w: &source.World{
-			Invalid:    map[source.Key][]document.Finding{},
+			Invalid:    map[source.Key][]v1alpha1.Finding{},
 			Secrets:    map[source.Key]*document.Secret{},
 			Gateways:   map[source.Key]*document.Gateway{},
 			EnvoyFiles: map[string][]byte{},
@@ -313,11 +313,11 @@ func (b *builder) world() (*source.World, generations) {
 	return b.w, b.now
 }
 
-func errorsOf(findings []document.Finding) []document.Finding {
-	var faults []document.Finding
+func errorsOf(findings []document.Finding) []v1alpha1.Finding {
+	var faults []v1alpha1.Finding
 	for _, f := range findings {
 		if f.Severity == v1alpha1.SeverityError {
-			faults = append(faults, f)
+			faults = append(faults, v1alpha1.Finding{Field: f.Field, Severity: f.Severity, Reason: f.Reason, Message: f.Message})
 		}
 	}
 	return faults

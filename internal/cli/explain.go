@@ -1,0 +1,217 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stileproject/stile/api/v1alpha1"
+	"github.com/stileproject/stile/internal/plugin"
+	"github.com/stileproject/stile/internal/source/file"
+	"github.com/stileproject/stile/internal/xds"
+)
+
+// nodeInput is the flags by which a verb is told of one proxy and its listeners.
+type nodeInput struct {
+	paths         *[]string
+	node, envoy   string
+	rootNamespace string
+}
+
+func nodeFlags(cmd *cobra.Command) *nodeInput {
+	in := &nodeInput{paths: pathFlags(cmd)}
+	flags := cmd.Flags()
+	flags.StringVar(&in.node, "node", "", "file with Envoy's Node message (id, cluster, metadata), JSON or YAML")
+	flags.StringVar(&in.envoy, "envoy", "", "Envoy file, or folder of <cluster>.yaml files")
+	flags.StringVar(&in.rootNamespace, "root-namespace", v1alpha1.DefaultConfig().RootNamespace, "namespace whose plugins reach the proxies of all namespaces")
+	return in
+}
+
+// scene is one proxy, its listeners and the plugins there are.
+type scene struct {
+	docs   *documents
+	node   plugin.Node
+	file   *xds.EnvoyFile
+	inputs plugin.Inputs
+	faulty bool // a document or the Envoy file has errors
+}
+
+// read reads everything that nodeInput names, and tells of faults on stderr.
+func (in *nodeInput) read(a *app, verb string, args []string) (*scene, error) {
+	switch {
+	case in.node == "":
+		return nil, usagef("%s: --node FILE is missing: the proxy's Node message, with id, cluster and metadata", verb)
+	case in.envoy == "":
+		return nil, usagef("%s: --envoy FILE or folder is missing: the proxy's own listeners", verb)
+	}
+	docs, err := a.readDocuments(verb, append(slices.Clone(*in.paths), args...))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range docs.report.Findings {
+		a.note("%s", line(f, false))
+	}
+	s := &scene{docs: docs, faulty: docs.report.HasErrors()}
+	text, err := file.Read(in.node)
+	if err != nil {
+		return nil, fail(Usage, fmt.Errorf("%s: --node: %w", verb, err), "name a file that exists")
+	}
+	if s.node, err = xds.ParseNode(text); err != nil {
+		return nil, fail(Usage, fmt.Errorf("%s: --node %s: %w", verb, in.node, err), "")
+	}
+	if err := in.readEnvoy(a, verb, s); err != nil {
+		return nil, err
+	}
+	s.inputs = plugin.Inputs{
+		RootNamespace: in.rootNamespace, Plugins: docs.plugins, Invalid: docs.invalid,
+		Node: s.node, Listeners: s.file.Listeners(),
+	}
+	return s, nil
+}
+
+// readEnvoy reads the Envoy file, or the one of the node's cluster in a folder.
+func (in *nodeInput) readEnvoy(a *app, verb string, s *scene) error {
+	name, err := clusterFile(in.envoy, s.node.Cluster)
+	if err != nil {
+		return fail(Usage, fmt.Errorf("%s: --envoy: %w", verb, err), "name a file, or a folder with a file for the node's cluster")
+	}
+	text, err := file.Read(name)
+	if err != nil {
+		return fail(Usage, fmt.Errorf("%s: --envoy: %w", verb, err), "name a file that can be read")
+	}
+	parsed, problems := xds.ParseEnvoy(name, text)
+	for _, p := range problems {
+		a.note("%s", printable(p.Severity+": "+p.Error()))
+		s.faulty = s.faulty || p.Severity == xds.SeverityError
+	}
+	if parsed == nil {
+		return fail(Findings, fmt.Errorf("%s: --envoy %s: cannot be used", verb, name), "correct what is said above")
+	}
+	s.file = parsed
+	return nil
+}
+
+// clusterFile returns path itself if it is a file, and else the file of the cluster in it.
+func clusterFile(path, cluster string) (string, error) {
+	info, err := os.Stat(path)
+	if err != nil || !info.IsDir() {
+		return path, err
+	}
+	if cluster == "" || strings.ContainsAny(cluster, `/\`) {
+		return "", fmt.Errorf("%s is a folder, and the node's cluster %q cannot be the name of a file in it", path, cluster)
+	}
+	for _, ext := range []string{".yaml", ".yml", ".json"} {
+		name := filepath.Join(path, cluster+ext)
+		if _, err := os.Stat(name); err == nil {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("%s holds no %s.yaml for the node's cluster", path, cluster)
+}
+
+func explainVerb(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "explain -f PATH... --node FILE --envoy FILE|DIR",
+		Short: "Which plugins run in which chain of a proxy, in which order, and why not the others?",
+		Long: `Shows for each filter chain of the proxy's listeners the plugins in the order in which data
+meets them, and for every other plugin why it is not there. Nothing is fetched.
+
+Exits with 3 if a document is invalid; the rest is explained all the same.`,
+		Example: `  stile explain -f resources/ --node node.yaml --envoy envoy/
+  stile explain -f resources/ --node node.yaml --envoy edge.yaml -o json`,
+		Args: cobra.ArbitraryArgs,
+	}
+	out := outputFlag(cmd)
+	in := nodeFlags(cmd)
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		s, err := in.read(a, "explain", args)
+		if err != nil {
+			return err
+		}
+		e := plugin.Explain(s.inputs)
+		for _, p := range e.Problems {
+			a.note("%s", problemLine(p))
+		}
+		if err := out.print(a.stdout, explainAnswer(e)); err != nil {
+			return err
+		}
+		if s.faulty {
+			return silent(Findings)
+		}
+		return nil
+	}
+	return cmd
+}
+
+// problemLine is a problem on one line: of a plugin, or of a place in the listeners.
+func problemLine(p plugin.ExplainedProblem) string {
+	parts := []string{p.Severity}
+	if p.Plugin != "" {
+		parts = append(parts, "plugin "+p.Plugin)
+	}
+	if p.Listener != "" {
+		place := "listener " + p.Listener
+		if p.FilterChain != nil {
+			place += fmt.Sprintf(", filter chain %d", *p.FilterChain)
+		}
+		parts = append(parts, place)
+	}
+	return printable(strings.Join(append(parts, p.Message), ": "))
+}
+
+func explainAnswer(e plugin.Explanation) answer {
+	var names []string
+	for _, l := range e.Listeners {
+		for _, p := range l.Plugins {
+			if !slices.Contains(names, p.Plugin) {
+				names = append(names, p.Plugin)
+			}
+		}
+	}
+	return answer{Value: e, Names: names, Table: func(w io.Writer, wide bool) {
+		_, _ = fmt.Fprintln(w, printable(fmt.Sprintf("node %s, cluster %s, namespace %s", orDash(e.Node.ID), orDash(e.Node.Cluster), orDash(e.Node.Namespace))))
+		for _, l := range e.Listeners {
+			chain := "filter chain " + strconv.Itoa(l.FilterChain)
+			if l.FilterChain < 0 {
+				chain = "default filter chain"
+			}
+			_, _ = fmt.Fprintf(w, "\n%s\n", printable(fmt.Sprintf("listener %s, port %d, %s, %s", l.Name, l.Port, l.Mode, chain)))
+			explainPlugins(w, l.Plugins, wide)
+			for _, u := range l.Upgrades {
+				_, _ = fmt.Fprintf(w, "  upgrade %s\n", printable(u.Type))
+				explainPlugins(w, u.Plugins, wide)
+			}
+			t := newTable(w)
+			for _, s := range l.Skipped {
+				t.row("  not "+s.Plugin, s.Reason, s.Message)
+			}
+			t.end()
+		}
+	}}
+}
+
+func explainPlugins(w io.Writer, plugins []plugin.ExplainedPlugin, wide bool) {
+	if len(plugins) == 0 {
+		_, _ = fmt.Fprintln(w, "  no plugins")
+		return
+	}
+	heading := []string{"  PLUGIN", "TYPE", "PHASE", "PRIORITY", "BEFORE"}
+	if wide {
+		heading = append(heading, "SELECTOR", "MATCH")
+	}
+	t := newTable(w, heading...)
+	defer t.end()
+	for _, p := range plugins {
+		row := []string{"  " + p.Plugin, p.Type, p.Phase, strconv.Itoa(int(p.Priority)), p.Before}
+		if wide {
+			row = append(row, p.Selector, p.Match)
+		}
+		t.row(row...)
+	}
+}

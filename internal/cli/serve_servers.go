@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/stileproject/stile/api/v1alpha1"
+	"github.com/stileproject/stile/internal/access"
+	"github.com/stileproject/stile/internal/admin"
+	"github.com/stileproject/stile/internal/engine"
+	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/serve"
+	"github.com/stileproject/stile/internal/xds"
+)
+
+// openServers makes the servers of the bound addresses.
+func (s *service) openServers() error {
+	options := xds.ServerOptions()
+	xdsTLS, err := serverTLS("xds.tls", s.cfg.XDS.TLS, "h2")
+	if err != nil {
+		return err
+	}
+	if xdsTLS != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(xdsTLS)))
+	}
+	g := grpc.NewServer(options...)
+	s.proxies.Register(g)
+	s.servers = append(s.servers, server{"xds", func() error { return g.Serve(s.bound.xds) }, g.Stop})
+
+	modulesTLS, err := serverTLS("modules.tls", s.cfg.Modules.TLS, "h2", "http/1.1")
+	if err != nil {
+		return err
+	}
+	if s.bound.modules != nil {
+		modules := serve.New(opener{s.engine}, serve.Options{Log: s.log, Registerer: s.metrics})
+		s.serveHTTP("modules", withTLS(s.bound.modules, modulesTLS), modules)
+	}
+
+	show := s.adminOptions()
+	s.serveHTTP("admin", s.bound.admin, admin.New(show))
+	if s.bound.health != nil {
+		s.serveHTTP("health", s.bound.health, admin.Health(show))
+	}
+	return nil
+}
+
+// serveHTTP adds an HTTP server. It has no limit on how long an answer may take: a
+// module may be large and a proxy far.
+func (s *service) serveHTTP(name string, l net.Listener, h http.Handler) {
+	one := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	s.servers = append(s.servers, server{
+		name: name,
+		serve: func() error {
+			if err := one.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		},
+		stop: func() {
+			ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+			defer cancel()
+			if one.Shutdown(ctx) != nil {
+				_ = one.Close()
+			}
+		},
+	})
+}
+
+func (s *service) adminOptions() admin.Options {
+	return admin.Options{
+		Plugins: func() any { return s.engine.Plugins() },
+		Proofs:  func() any { return s.gate.List() },
+		Proxies: func() any { return s.proxies.Proxies() },
+		Recheck: rechecker{s.gate, s.engine},
+		Ready: []admin.Check{{Name: "plan", Fault: func() error {
+			if s.engine.Ready() {
+				return nil
+			}
+			return errors.New("the first complete plan is not made yet")
+		}}},
+		Gatherer: s.metrics,
+		Log:      s.log,
+	}
+}
+
+// opener opens modules for the module server.
+type opener struct{ engine *engine.Engine }
+
+func (o opener) OpenModule(token string) (io.ReadSeekCloser, serve.Module, error) {
+	f, info, err := o.engine.OpenModule(token)
+	if errors.Is(err, engine.ErrNoModule) {
+		return nil, serve.Module{}, serve.ErrGone
+	}
+	if err != nil {
+		return nil, serve.Module{}, err
+	}
+	return f, serve.Module{SHA256: info.SHA256, Size: info.Size, Stands: info.Stands}, nil
+}
+
+// rechecker takes the admin API's orders to the gate.
+type rechecker struct {
+	gate   *access.Gate
+	engine *engine.Engine
+}
+
+func (r rechecker) RecheckImage(image string) error {
+	ref, err := oci.ParseReference(strings.TrimPrefix(image, "oci://"))
+	if err != nil {
+		return fmt.Errorf("%w: %w", admin.ErrInvalid, err)
+	}
+	return r.recheck("image "+ref.String(), ref)
+}
+
+func (r rechecker) RecheckPlugin(name string) error {
+	namespace, rest, ok := strings.Cut(name, "/")
+	if !ok || namespace == "" || rest == "" || strings.Contains(rest, "/") {
+		return fmt.Errorf("%w: want namespace/name, have %q", admin.ErrInvalid, name)
+	}
+	plugins := r.engine.Plugins()
+	i := slices.IndexFunc(plugins, func(p engine.PluginStatus) bool { return p.Namespace == namespace && p.Name == rest })
+	if i < 0 {
+		return fmt.Errorf("plugin %s: %w", name, admin.ErrUnknown)
+	}
+	u, err := v1alpha1.ParseModuleURL(plugins[i].URL)
+	if err != nil || u.Image.IsZero() {
+		return fmt.Errorf("plugin %s: its module is no image, and there is no right to ask for: %w", name, admin.ErrUnknown)
+	}
+	refs := []oci.Reference{u.Image}
+	if d := plugins[i].Digest; d != "" {
+		refs = append(refs, u.Image.At(d))
+	}
+	return r.recheck("plugin "+name, refs...)
+}
+
+// recheck asks again for the first of refs that anybody holds. Of a tag the gate asks
+// the digest too.
+func (r rechecker) recheck(what string, refs ...oci.Reference) error {
+	for _, ref := range refs {
+		n, err := r.gate.Recheck(ref)
+		switch {
+		case errors.Is(err, access.ErrTooSoon):
+			return fmt.Errorf("%s: %w", what, admin.ErrTooSoon)
+		case err != nil:
+			return fmt.Errorf("%s: %w", what, err)
+		case n > 0 || r.held(ref):
+			return nil
+		}
+	}
+	return fmt.Errorf("%s: %w", what, admin.ErrUnknown)
+}
+
+// held reports whether there is a proof for ref: one that is being asked right now is
+// not asked twice, and not unknown either.
+func (r rechecker) held(ref oci.Reference) bool {
+	return slices.ContainsFunc(r.gate.List(), func(e access.Entry) bool { return e.Image == ref.String() })
+}

@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/stileproject/stile/api/v1alpha1"
+	"github.com/stileproject/stile/internal/plugin"
+)
+
+// serverTLS returns the TLS configuration of a listener, or nil where none is set. Its
+// files are read again when they change; files that are broken then leave the last good
+// ones in force.
+func serverTLS(field string, c v1alpha1.TLSConfig, protocols ...string) (*tls.Config, error) {
+	if c.IsZero() {
+		return nil, nil
+	}
+	r := &reloading{files: c, protocols: protocols}
+	first, err := r.load()
+	if err != nil {
+		return nil, fail(Usage, fmt.Errorf("%s: %w", field, err), "name PEM files that this user may read")
+	}
+	r.current = first
+	return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: protocols, GetConfigForClient: r.config}, nil
+}
+
+// reloading is a TLS configuration that follows its files.
+type reloading struct {
+	files     v1alpha1.TLSConfig
+	protocols []string
+
+	mu      sync.Mutex // guards what follows; reading the files happens under it, once per second at most
+	current *tls.Config
+	looked  time.Time
+	stamps  [3]time.Time
+}
+
+// lookAgain is how often the files are looked at.
+const lookAgain = time.Second
+
+func (r *reloading) config(*tls.ClientHelloInfo) (*tls.Config, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.looked) < lookAgain {
+		return r.current, nil
+	}
+	before := r.stamps
+	if next, err := r.load(); err == nil {
+		r.current = next
+	} else {
+		r.stamps = before
+	}
+	return r.current, nil
+}
+
+// load reads the files if any has changed since they were read.
+func (r *reloading) load() (*tls.Config, error) {
+	r.looked = time.Now()
+	var stamps [3]time.Time
+	for i, name := range []string{r.files.CertFile, r.files.KeyFile, r.files.ClientCAFile} {
+		if name == "" {
+			continue
+		}
+		info, err := os.Stat(name)
+		if err != nil {
+			return nil, err
+		}
+		stamps[i] = info.ModTime()
+	}
+	if r.current != nil && stamps == r.stamps {
+		return r.current, nil
+	}
+	pair, err := tls.LoadX509KeyPair(r.files.CertFile, r.files.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("certFile and keyFile: %w", err)
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: r.protocols, Certificates: []tls.Certificate{pair}}
+	if r.files.ClientCAFile != "" {
+		pem, err := os.ReadFile(r.files.ClientCAFile)
+		if err != nil {
+			return nil, err
+		}
+		c.ClientCAs = x509.NewCertPool()
+		if !c.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("clientCAFile %s: holds no certificate in PEM form", r.files.ClientCAFile)
+		}
+		c.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	r.stamps = stamps
+	return c, nil
+}
+
+// authorize returns who may be which node: with identities, the URI of a client's
+// certificate must be among them and let it be of that namespace and cluster. Without,
+// whoever may connect may be any.
+func authorize(identities []v1alpha1.Identity) func(context.Context, plugin.Node) error {
+	if len(identities) == 0 {
+		return nil
+	}
+	patterns := make([]*regexp.Regexp, len(identities))
+	for i, id := range identities {
+		patterns[i] = globPattern(id.SPIFFE)
+	}
+	return func(ctx context.Context, node plugin.Node) error {
+		names, err := peerURIs(ctx)
+		if err != nil {
+			return status.Error(codes.Unauthenticated, err.Error())
+		}
+		for _, name := range names {
+			for i, id := range identities {
+				if patterns[i].MatchString(name) && may(id.Namespaces, node.Namespace) && may(id.Clusters, node.Cluster) {
+					return nil
+				}
+			}
+		}
+		return status.Errorf(codes.PermissionDenied, "the certificate does not let its owner be a node of namespace %q and cluster %q: see xds.identities", node.Namespace, node.Cluster)
+	}
+}
+
+// may reports whether a list of patterns, of which none means any, lets value be.
+func may(list []string, value string) bool {
+	for _, p := range list {
+		if globPattern(p).MatchString(value) {
+			return true
+		}
+	}
+	return len(list) == 0
+}
+
+// globPattern is a pattern in which "*" stands for any text.
+func globPattern(glob string) *regexp.Regexp {
+	parts := strings.Split(glob, "*")
+	for i := range parts {
+		parts[i] = regexp.QuoteMeta(parts[i])
+	}
+	return regexp.MustCompile(`\A` + strings.Join(parts, `.*`) + `\z`)
+}
+
+// peerURIs are the URIs of the client certificate of a stream.
+func peerURIs(ctx context.Context) ([]string, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil, errors.New("the peer is not known")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return nil, errors.New("a client certificate is needed")
+	}
+	var names []string
+	for _, u := range info.State.PeerCertificates[0].URIs {
+		names = append(names, u.String())
+	}
+	if len(names) == 0 {
+		return nil, errors.New("the client certificate names no URI, which is what identities are compared with")
+	}
+	return names, nil
+}
