@@ -58,7 +58,7 @@ func (s *Sandbox) applyClusters(r *discoveryv3.DiscoveryResponse) error {
 		}
 		named[c.GetName()] = c
 	}
-	s.clusters = named
+	s.clusters.Store(&named)
 	if len(problems) > 0 {
 		return errors.New("Error adding/updating cluster(s) " + strings.Join(problems, ", ")) //nolint:staticcheck // Envoy's words
 	}
@@ -179,6 +179,9 @@ func (s *Sandbox) applyRoutes(r *discoveryv3.DiscoveryResponse) error {
 			return err
 		}
 		s.routes[route.GetName()] = route
+		for _, l := range s.listeners {
+			l.reroute(route)
+		}
 	}
 	s.settleAll()
 	return nil

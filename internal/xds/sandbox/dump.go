@@ -24,8 +24,9 @@ func (s *Sandbox) ConfigDump(ctx context.Context) ([]byte, error) {
 	}
 	err := s.ask(ctx, func() {
 		dump.State = s.state()
-		for _, name := range slices.Sorted(maps.Keys(s.clusters)) {
-			dump.Clusters = append(dump.Clusters, dumped(s.clusters[name]))
+		clusters := *s.clusters.Load()
+		for _, name := range slices.Sorted(maps.Keys(clusters)) {
+			dump.Clusters = append(dump.Clusters, dumped(clusters[name]))
 		}
 		for _, name := range slices.Sorted(maps.Keys(s.listeners)) {
 			if c := s.listeners[name].newest(); c != nil {

@@ -58,9 +58,9 @@ func (s *Sandbox) fetchToCache(source *corev3.RemoteDataSource) {
 	})
 }
 
-// endpoint returns host:port of a cluster's first endpoint.
+// endpoint returns host:port of a cluster's first endpoint. Any goroutine may ask.
 func (s *Sandbox) endpoint(name string) (string, error) {
-	c := s.clusters[name]
+	c := (*s.clusters.Load())[name]
 	if c == nil {
 		return "", fmt.Errorf("cluster %q is not known", name)
 	}

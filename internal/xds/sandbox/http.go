@@ -227,7 +227,7 @@ func appendHeaders(h proxywasm.Headers, from http.Header) proxywasm.Headers {
 
 // forward is the router.
 func (l *listener) forward(r *http.Request, h proxywasm.Headers, routes *routev3.RouteConfiguration, body io.Reader, length int64) answer {
-	upstream, direct := l.owner.route(r, h, routes)
+	upstream, direct := l.owner.route(h, routes)
 	if direct != nil {
 		return *direct
 	}

@@ -257,6 +257,15 @@ func (l *listener) serve() error {
 	return nil
 }
 
+// reroute gives the version that serves its new routes, if it names them.
+func (l *listener) reroute(routes *routev3.RouteConfiguration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.serving != nil && l.serving.routeName == routes.GetName() {
+		l.serving.routes = routes
+	}
+}
+
 // close stops serving; requests under way get a moment to end.
 func (l *listener) close() {
 	if l.server != nil {

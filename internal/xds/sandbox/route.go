@@ -12,7 +12,7 @@ import (
 
 // route says where a request goes, or what is answered directly. With Options.Upstream
 // every request goes there; else the first route that matches by path decides.
-func (s *Sandbox) route(r *http.Request, h proxywasm.Headers, routes *routev3.RouteConfiguration) (upstream string, direct *answer) {
+func (s *Sandbox) route(h proxywasm.Headers, routes *routev3.RouteConfiguration) (upstream string, direct *answer) {
 	if s.options.Upstream != "" {
 		return s.options.Upstream, nil
 	}
@@ -27,8 +27,8 @@ func (s *Sandbox) route(r *http.Request, h proxywasm.Headers, routes *routev3.Ro
 		a := local(int(d.GetStatus()), d.GetBody().GetInlineString())
 		return "", &a
 	}
-	var err error
-	if asked := s.ask(r.Context(), func() { upstream, err = s.endpoint(found.GetRoute().GetCluster()) }); asked != nil || err != nil {
+	upstream, err := s.endpoint(found.GetRoute().GetCluster())
+	if err != nil {
 		a := local(http.StatusServiceUnavailable, "no healthy upstream")
 		return "", &a
 	}
@@ -39,18 +39,17 @@ func (s *Sandbox) route(r *http.Request, h proxywasm.Headers, routes *routev3.Ro
 // with other conditions never match.
 func matchRoute(routes *routev3.RouteConfiguration, host, path string) *routev3.Route {
 	path, _, _ = strings.Cut(path, "?")
-	var any *routev3.VirtualHost
-	var exact *routev3.VirtualHost
+	var exact, other *routev3.VirtualHost
 	for _, v := range routes.GetVirtualHosts() {
 		if slices.Contains(v.GetDomains(), host) && exact == nil {
 			exact = v
 		}
-		if slices.Contains(v.GetDomains(), "*") && any == nil {
-			any = v
+		if slices.Contains(v.GetDomains(), "*") && other == nil {
+			other = v
 		}
 	}
 	if exact == nil {
-		exact = any
+		exact = other
 	}
 	for _, route := range exact.GetRoutes() {
 		m := route.GetMatch()

@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -51,6 +52,7 @@ type Sandbox struct {
 	log      *slog.Logger
 	events   chan func() // what happened, for the loop
 	upstream *http.Transport
+	clusters atomic.Pointer[map[string]*clusterv3.Cluster] // written by the loop, read by requests
 
 	mu      sync.Mutex // guards the four below
 	changed chan struct{}
@@ -65,7 +67,6 @@ type Sandbox struct {
 	stream       *stream
 	listenersDue bool // the first answer about clusters is there, or late
 	types        map[string]*typeState
-	clusters     map[string]*clusterv3.Cluster
 	routes       map[string]*routev3.RouteConfiguration
 	listeners    map[string]*listener
 	extensions   map[string]*extension
@@ -80,7 +81,7 @@ func New(o Options) *Sandbox {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Sandbox{
+	s := &Sandbox{
 		options:    o,
 		log:        o.Log.With("proxy", o.Node.ID),
 		events:     make(chan func()),
@@ -88,13 +89,14 @@ func New(o Options) *Sandbox {
 		changed:    make(chan struct{}),
 		done:       make(chan struct{}),
 		types:      map[string]*typeState{},
-		clusters:   map[string]*clusterv3.Cluster{},
 		routes:     map[string]*routev3.RouteConfiguration{},
 		listeners:  map[string]*listener{},
 		extensions: map[string]*extension{},
 		modules:    map[string][]byte{},
 		fetching:   map[string]bool{},
 	}
+	s.clusters.Store(&map[string]*clusterv3.Cluster{})
+	return s
 }
 
 // Start is New and Run in a goroutine, which Stop ends.
