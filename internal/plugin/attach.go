@@ -33,7 +33,15 @@ func (n *Node) waypoint() bool {
 // if not, why. It looks at namespaces, target references and the selector. In Skip, a
 // zero Reason means that it attaches.
 func Attaches(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node) Skip {
+	return attaches(rootNamespace, p, n, true)
+}
+
+// attaches is Attaches; unless it is to explain, without messages.
+func attaches(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node, explain bool) Skip {
 	skip := func(reason, format string, args ...any) Skip {
+		if !explain {
+			return Skip{Plugin: KeyOf(p), Reason: reason}
+		}
 		return Skip{Plugin: KeyOf(p), Reason: reason, Message: fmt.Sprintf(format, args...)}
 	}
 	if p.Namespace != n.Namespace && p.Namespace != rootNamespace {
@@ -44,8 +52,8 @@ func Attaches(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node) Skip {
 		refs = []v1alpha1.TargetReference{*p.Spec.TargetRef}
 	}
 	if len(refs) > 0 {
-		if why := targets(rootNamespace, p, refs, n); why != "" {
-			return skip(SkipTargetMismatch, "%s", why)
+		if !targeted(rootNamespace, p, refs, n) {
+			return skip(SkipTargetMismatch, "%s", untargeted(rootNamespace, p, refs, n, explain))
 		}
 		return Skip{}
 	}
@@ -56,6 +64,14 @@ func Attaches(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node) Skip {
 		return Skip{}
 	}
 	want := p.Spec.Selector.MatchLabels
+	if !explain {
+		for name, value := range want {
+			if have, ok := n.Labels[name]; !ok || have != string(value) {
+				return skip(SkipSelectorMismatch, "")
+			}
+		}
+		return Skip{}
+	}
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		switch have, ok := n.Labels[name]; {
 		case !ok:
@@ -67,41 +83,41 @@ func Attaches(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node) Skip {
 	return Skip{}
 }
 
-// targets returns why none of refs names what n serves; empty if one does.
-func targets(rootNamespace string, p *v1alpha1.WasmPlugin, refs []v1alpha1.TargetReference, n *Node) string {
+// targeted reports whether one of refs names what n serves.
+func targeted(rootNamespace string, p *v1alpha1.WasmPlugin, refs []v1alpha1.TargetReference, n *Node) bool {
 	gateway, class := n.gateway()
-	if gateway == "" && !n.waypoint() {
-		return "the proxy is no Gateway; plugins with target references run on Gateways and waypoints alone"
-	}
 	own := p.Namespace == n.Namespace
-	for _, r := range refs {
+	return slices.ContainsFunc(refs, func(r v1alpha1.TargetReference) bool {
 		switch r.Kind {
 		case "Gateway":
-			if own && gateway != "" && r.Name == gateway {
-				return ""
-			}
+			return own && gateway != "" && r.Name == gateway
 		case "GatewayClass":
-			if p.Namespace == rootNamespace && class != "" && r.Name == class {
-				return ""
-			}
+			return p.Namespace == rootNamespace && class != "" && r.Name == class
 		case "Service":
-			if own && slices.Contains(n.Services, r.Name) {
-				return ""
-			}
+			return own && slices.Contains(n.Services, r.Name)
 		case "ServiceEntry":
-			if own && slices.Contains(n.ServiceEntries, r.Name) {
-				return ""
-			}
+			return own && slices.Contains(n.ServiceEntries, r.Name)
 		}
-	}
-	if len(refs) == 1 && refs[0].Kind == "GatewayClass" && p.Namespace != rootNamespace {
+		return false
+	})
+}
+
+// untargeted says why none of refs names what n serves.
+func untargeted(rootNamespace string, p *v1alpha1.WasmPlugin, refs []v1alpha1.TargetReference, n *Node, explain bool) string {
+	gateway, _ := n.gateway()
+	switch {
+	case !explain:
+		return ""
+	case gateway == "" && !n.waypoint():
+		return "the proxy is no Gateway; plugins with target references run on Gateways and waypoints alone"
+	case len(refs) == 1 && refs[0].Kind == "GatewayClass" && p.Namespace != rootNamespace:
 		return fmt.Sprintf("a GatewayClass may be targeted from the root namespace %q alone", rootNamespace)
 	}
 	names := make([]string, len(refs))
 	for i, r := range refs {
 		names[i] = r.Kind + " " + p.Namespace + "/" + r.Name
 	}
-	return fmt.Sprintf("the proxy serves Gateway %s/%s, the plugin targets %s", n.Namespace, gateway, strings.Join(names, ", "))
+	return fmt.Sprintf("the proxy serves Gateway %s/%s; the plugin targets %s", n.Namespace, gateway, strings.Join(names, ", "))
 }
 
 // placeFree are the fields that a plugin may have wrong and still have its place: what they

@@ -48,7 +48,7 @@ func compareKeys(a, b Key) int {
 func Attached(in Inputs) []Key {
 	var keys []Key
 	for _, p := range in.Plugins {
-		if Attaches(in.RootNamespace, p, &in.Node).Reason == "" && misplaced(in.Invalid[KeyOf(p)]) == nil {
+		if attaches(in.RootNamespace, p, &in.Node, false).Reason == "" && misplaced(in.Invalid[KeyOf(p)]) == nil {
 			keys = append(keys, KeyOf(p))
 		}
 	}
@@ -89,15 +89,34 @@ type builder struct {
 	problems   []Problem
 }
 
-// collect orders the plugins and finds out which attach.
+// collect finds out which plugins attach and orders them. Those that do not are kept only
+// to be explained.
 func (b *builder) collect() {
-	plugins := slices.Clone(b.in.Plugins)
-	slices.SortFunc(plugins, func(x, y *v1alpha1.WasmPlugin) int { return compare(x, y, b.in.Node.Namespace) })
+	in := b.in
+	plugins := make([]*v1alpha1.WasmPlugin, 0, len(in.Plugins))
+	detached := make(map[*v1alpha1.WasmPlugin]Skip)
+	for _, p := range in.Plugins {
+		skip := attaches(in.RootNamespace, p, &in.Node, !in.OmitSkipped)
+		if skip.Reason != SkipNamespaceMismatch {
+			if f := misplaced(in.Invalid[KeyOf(p)]); f != nil {
+				skip = Skip{Plugin: KeyOf(p), Reason: SkipInvalid, Message: f.Field + ": " + f.Message}
+			}
+		}
+		if skip.Reason != "" {
+			detached[p] = skip
+		}
+		if skip.Reason == "" || skip.Reason == SkipInvalid || !in.OmitSkipped {
+			plugins = append(plugins, p)
+		}
+	}
+	slices.SortFunc(plugins, func(x, y *v1alpha1.WasmPlugin) int {
+		return cmp.Or(compareBool(detached[x].Reason != "", detached[y].Reason != ""), compare(x, y, in.Node.Namespace))
+	})
 	seen := make(map[Key]bool, len(plugins))
-	lacksHTTP, lacksNetwork := b.in.Node.lacks(httpWasm), b.in.Node.lacks(networkWasm)
+	lacksHTTP, lacksNetwork := in.Node.lacks(httpWasm), in.Node.lacks(networkWasm)
 	b.candidates = make([]candidate, 0, len(plugins))
 	for _, p := range plugins {
-		c := candidate{WasmPlugin: p, key: KeyOf(p), kind: p.Spec.EffectiveType(), rank: rank(p.Spec.Phase)}
+		c := candidate{WasmPlugin: p, key: KeyOf(p), kind: p.Spec.EffectiveType(), rank: rank(p.Spec.Phase), detach: detached[p]}
 		if seen[c.key] {
 			b.problems = append(b.problems, Problem{Plugin: c.key, Severity: v1alpha1.SeverityError, Reason: ProblemDuplicate,
 				Message: "there are two plugins of this name: one alone counts, remove the other"})
@@ -105,11 +124,6 @@ func (b *builder) collect() {
 		}
 		seen[c.key] = true
 		c.lacking = lacksHTTP && c.kind == v1alpha1.TypeHTTP || lacksNetwork && c.kind == v1alpha1.TypeNetwork
-		if c.detach = Attaches(b.in.RootNamespace, p, &b.in.Node); c.detach.Reason != SkipNamespaceMismatch {
-			if f := misplaced(b.in.Invalid[c.key]); f != nil {
-				c.detach = Skip{Plugin: c.key, Reason: SkipInvalid, Message: f.Field + ": " + f.Message}
-			}
-		}
 		b.candidates = append(b.candidates, c)
 	}
 	b.byKey = make([]int, len(b.candidates))
@@ -119,7 +133,10 @@ func (b *builder) collect() {
 	slices.SortFunc(b.byKey, func(x, y int) int { return compareKeys(b.candidates[x].key, b.candidates[y].key) })
 	for _, i := range b.byKey {
 		c := &b.candidates[i]
-		if errs := errorsOf(b.in.Invalid[c.key]); errs != "" {
+		if c.detach.Reason != "" && c.detach.Reason != SkipInvalid {
+			continue
+		}
+		if errs := errorsOf(in.Invalid[c.key]); errs != "" {
 			b.problems = append(b.problems, Problem{Plugin: c.key, Severity: v1alpha1.SeverityError, Reason: ProblemInvalid, Message: errs})
 		}
 	}

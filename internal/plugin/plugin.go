@@ -100,7 +100,8 @@ type Anchors struct {
 type Inputs struct {
 	// RootNamespace is the namespace whose plugins apply to proxies of all namespaces.
 	RootNamespace string
-	// Plugins, in any order, valid or not. Of two of one name the first counts.
+	// Plugins, in any order, valid or not. Names should be unique: of two of one name one counts,
+	// the same one whatever the order, and a Problem says so.
 	Plugins []*v1alpha1.WasmPlugin
 	// Invalid names plugins that are known to be wrong, with why. They attach like all others
 	// (their place is taken by a stand-in) unless what decides their place is what is wrong.
