@@ -735,3 +735,13 @@ func TestProveWaits(t *testing.T) {
 		}
 	})
 }
+
+// contextUntil returns a context that ends when stop is closed.
+func contextUntil(t *testing.T, stop <-chan struct{}) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-stop
+		cancel()
+	}()
+	return ctx
+}

@@ -1,6 +1,11 @@
 package access
 
-import "time"
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+)
 
 // host is one registry: its slots and what it said to whom. Gate.mu guards it.
 type host struct {
@@ -215,13 +220,11 @@ func (g *Gate) makeRoom(ns *namespace) bool {
 	if g.evict(ns) {
 		return true
 	}
-	largest := ns
-	for _, other := range g.namespaces {
-		if other.entries > largest.entries || other.entries == largest.entries && other.name < largest.name {
-			largest = other
-		}
-	}
-	return g.evict(largest)
+	// The largest tenants give first.
+	others := slices.SortedFunc(maps.Values(g.namespaces), func(a, b *namespace) int {
+		return cmp.Or(cmp.Compare(b.entries, a.entries), cmp.Compare(a.name, b.name))
+	})
+	return slices.ContainsFunc(others, g.evict)
 }
 
 // evict removes one of ns's entries that nobody holds or has lately used.
