@@ -45,6 +45,9 @@ func attaches(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node, explain boo
 		return Skip{Plugin: KeyOf(p), Reason: reason, Message: fmt.Sprintf(format, args...)}
 	}
 	if p.Namespace != n.Namespace && p.Namespace != rootNamespace {
+		if !explain { // most plugins concern other namespaces: this must cost nothing
+			return Skip{Reason: SkipNamespaceMismatch}
+		}
 		return skip(SkipNamespaceMismatch, "the proxy is in namespace %q; plugins apply within their own namespace, or from the root namespace %q", n.Namespace, rootNamespace)
 	}
 	refs := p.Spec.TargetRefs

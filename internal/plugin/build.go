@@ -93,7 +93,7 @@ type builder struct {
 // to be explained.
 func (b *builder) collect() {
 	in := b.in
-	plugins := make([]*v1alpha1.WasmPlugin, 0, len(in.Plugins))
+	var plugins []*v1alpha1.WasmPlugin
 	detached := make(map[*v1alpha1.WasmPlugin]Skip)
 	for _, p := range in.Plugins {
 		skip := attaches(in.RootNamespace, p, &in.Node, !in.OmitSkipped)
@@ -102,11 +102,12 @@ func (b *builder) collect() {
 				skip = Skip{Plugin: KeyOf(p), Reason: SkipInvalid, Message: f.Field + ": " + f.Message}
 			}
 		}
+		if in.OmitSkipped && skip.Reason != "" && skip.Reason != SkipInvalid {
+			continue
+		}
+		plugins = append(plugins, p)
 		if skip.Reason != "" {
 			detached[p] = skip
-		}
-		if skip.Reason == "" || skip.Reason == SkipInvalid || !in.OmitSkipped {
-			plugins = append(plugins, p)
 		}
 	}
 	slices.SortFunc(plugins, func(x, y *v1alpha1.WasmPlugin) int {
