@@ -1,0 +1,246 @@
+package engine
+
+import (
+	"bytes"
+	"cmp"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/stileproject/stile/api/v1alpha1"
+	"github.com/stileproject/stile/internal/plugin"
+	"github.com/stileproject/stile/internal/xds"
+)
+
+// envoyFile is one Envoy file: the bytes as last read, and what they last said that
+// could be used.
+type envoyFile struct {
+	data   []byte
+	parsed *xds.EnvoyFile
+}
+
+// group is all proxies that differ in nothing that a plan looks at.
+type group struct {
+	node    plugin.Node // of any of them
+	version string      // of Envoy
+	file    string      // the name of the Envoy file; empty: none
+	streams int
+	plan    plugin.Plan
+	plugins map[plugin.Key]bool // served to the group
+	alone   []plugin.Key        // of those, served without a listener of ours
+	fresh   bool                // not planned yet
+}
+
+// proxyEvent takes proxies into groups and out of them.
+func (e *Engine) proxyEvent(ev xds.Event) {
+	switch ev.Kind {
+	case xds.Connected:
+		node, file := e.assign(ev.Node)
+		name := groupName(node, file, ev.EnvoyVersion)
+		g := e.groups[name]
+		if g == nil {
+			g = &group{node: node, version: ev.EnvoyVersion, file: file, fresh: true}
+			e.groups[name] = g
+		}
+		g.streams++
+		e.streams[ev.Stream] = name
+		e.rooms.Proxies.Join(ev.Stream, name)
+	case xds.Gone:
+		name, ok := e.streams[ev.Stream]
+		if !ok {
+			return
+		}
+		delete(e.streams, ev.Stream)
+		if g := e.groups[name]; g.streams > 1 {
+			g.streams--
+		} else {
+			delete(e.groups, name)
+			e.rooms.Proxies.Publish(name, nil)
+		}
+	}
+}
+
+// assign applies the operator's assignments to what a proxy says of itself, and names
+// its Envoy file. The peer's cluster is looked up, never joined to a path; a "/" in it
+// is written "_" in file names.
+func (e *Engine) assign(n plugin.Node) (plugin.Node, string) {
+	file := strings.ReplaceAll(n.Cluster, "/", "_")
+	for _, a := range e.cfg.Nodes {
+		if !matches(a.Cluster, n.Cluster) || !matches(a.ID, n.ID) {
+			continue
+		}
+		if a.File != "" {
+			file = strings.TrimSuffix(a.File, path.Ext(a.File))
+		}
+		if a.Namespace != "" {
+			n.Namespace = a.Namespace
+		}
+		if a.Gateway != "" {
+			n.Gateway = a.Gateway
+		}
+		if len(a.Labels) > 0 {
+			labels := maps.Clone(n.Labels)
+			if labels == nil {
+				labels = map[string]string{}
+			}
+			maps.Copy(labels, a.Labels)
+			n.Labels = labels
+		}
+		break
+	}
+	return n, file
+}
+
+// matches reports whether s matches a glob; the empty glob matches everything.
+func matches(glob, s string) bool {
+	if glob == "" {
+		return true
+	}
+	// path.Match stops "*" at "/", which clusters may contain.
+	ok, err := path.Match(strings.ReplaceAll(glob, "/", "\x00"), strings.ReplaceAll(s, "/", "\x00"))
+	return err == nil && ok
+}
+
+// groupName spells all that a plan looks at. Proxies whose names are equal are sent
+// the same snapshot.
+func groupName(n plugin.Node, file, version string) string {
+	var b bytes.Buffer
+	field := func(s string) {
+		b.WriteString(s)
+		b.WriteByte(0)
+	}
+	for _, s := range []string{file, version, n.Cluster, n.Namespace, n.Gateway, n.GatewayClass} {
+		field(s)
+	}
+	for _, k := range slices.Sorted(maps.Keys(n.Labels)) {
+		field(k)
+		field(n.Labels[k])
+	}
+	for _, list := range [][]string{n.Services, n.ServiceEntries, n.Extensions} {
+		b.WriteByte(1)
+		for _, s := range slices.Sorted(slices.Values(list)) {
+			field(s)
+		}
+	}
+	return b.String()
+}
+
+// setFiles reads the Envoy files that changed. One that is broken keeps its last good
+// content, and says so.
+func (e *Engine) setFiles(files map[string][]byte) {
+	for name, data := range files {
+		f := e.files[name]
+		if f == nil {
+			f = &envoyFile{}
+			e.files[name] = f
+		}
+		if f.data != nil && bytes.Equal(f.data, data) {
+			continue
+		}
+		f.data = data
+		parsed, problems := xds.ParseEnvoy(name, data)
+		broken := false
+		for _, p := range problems {
+			broken = broken || p.Severity == xds.SeverityError
+			e.log.Warn("envoy file", "file", name, "severity", p.Severity, "problem", p.Error())
+		}
+		if broken && f.parsed != nil {
+			e.log.Warn("envoy file is broken: its last good content stays", "file", name)
+			continue
+		}
+		f.parsed = parsed
+	}
+	for name := range e.files {
+		if _, ok := files[name]; !ok {
+			delete(e.files, name)
+		}
+	}
+}
+
+// file returns the Envoy file of a group: the one it is assigned, else the default.
+func (e *Engine) file(g *group) *xds.EnvoyFile {
+	f := e.files[g.file]
+	if f == nil {
+		f = e.files[strings.TrimSuffix(e.cfg.EnvoyDefault, path.Ext(e.cfg.EnvoyDefault))]
+	}
+	if f == nil {
+		return nil
+	}
+	return f.parsed
+}
+
+// publish sends each group what concerns it: everything if the world changed, else the
+// groups that are new or serve a plugin whose delivery changed.
+func (e *Engine) publish(world bool, changed map[plugin.Key]bool) {
+	for _, name := range slices.Sorted(maps.Keys(e.groups)) {
+		g := e.groups[name]
+		if world || g.fresh {
+			e.plan(g)
+		} else if !g.concerns(changed) {
+			continue
+		}
+		g.fresh = false
+		e.rooms.Proxies.Publish(name, e.snapshot(g))
+	}
+}
+
+func (g *group) concerns(changed map[plugin.Key]bool) bool {
+	for key := range changed {
+		if g.plugins[key] {
+			return true
+		}
+	}
+	return false
+}
+
+// plan decides which plugins run where in the group's proxies.
+func (e *Engine) plan(g *group) {
+	in := plugin.Inputs{
+		RootNamespace: e.cfg.RootNamespace,
+		Plugins:       make([]*v1alpha1.WasmPlugin, 0, len(e.order)),
+		Invalid:       map[plugin.Key][]v1alpha1.Finding{},
+		Node:          g.node,
+	}
+	for _, key := range e.order {
+		ps := e.plugins[key]
+		in.Plugins = append(in.Plugins, ps.spec)
+		if len(ps.invalid) > 0 && ps.spec == ps.latest {
+			in.Invalid[key] = ps.invalid
+		}
+	}
+	file := e.file(g)
+	g.plugins, g.alone = map[plugin.Key]bool{}, nil
+	if file == nil {
+		g.plan = plugin.Plan{}
+		g.alone = plugin.Attached(in)
+	} else {
+		in.Listeners = file.Listeners()
+		var problems []plugin.Problem
+		g.plan, problems = plugin.Build(in)
+		for _, p := range problems {
+			e.log.Warn("plan", "node", g.node.ID, "plugin", p.Plugin, "listener", p.Listener, "reason", p.Reason, "problem", p.Message)
+		}
+	}
+	for _, key := range slices.Concat(g.plan.Plugins(), g.alone) {
+		g.plugins[key] = true
+	}
+}
+
+// snapshot is what the group's proxies are sent now.
+func (e *Engine) snapshot(g *group) *xds.Snapshot {
+	specs := make(map[plugin.Key]*v1alpha1.WasmPlugin, len(g.plugins))
+	for key := range g.plugins {
+		specs[key] = e.plugins[key].delivered()
+	}
+	snapshot, problems := xds.Translate(xds.Input{
+		Plan: g.plan, File: e.file(g), Plugins: specs, Node: g.node, EnvoyVersion: g.version,
+		Deliver:    func(key plugin.Key) xds.Delivery { return e.plugins[key].delivery },
+		ModulesURL: e.cfg.ModulesURL, Runtime: e.cfg.Runtime, ServeAlone: g.alone,
+	})
+	slices.SortFunc(problems, func(a, b xds.Problem) int { return cmp.Compare(a.Error(), b.Error()) })
+	for _, p := range problems {
+		e.log.Warn("translate", "node", g.node.ID, "severity", p.Severity, "problem", p.Error())
+	}
+	return snapshot
+}

@@ -1,0 +1,143 @@
+package engine
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"io"
+	"sync"
+
+	"github.com/stileproject/stile/internal/access"
+	"github.com/stileproject/stile/internal/content"
+	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/plugin"
+	"github.com/stileproject/stile/internal/xds"
+)
+
+// modules is what the module server needs of package content.
+type modules interface {
+	Open(access.Proof) (io.ReadSeekCloser, error)
+	OpenURL(content.URLRequest) (io.ReadSeekCloser, error)
+}
+
+// ErrNoModule says that a module URL opens nothing: it never existed, or the right
+// behind it has ended. Callers cannot tell which.
+var ErrNoModule = errors.New("no such module")
+
+// ModuleInfo describes an open module.
+type ModuleInfo struct {
+	SHA256 string // 64 lower-case hexadecimal digits
+	Size   int64  // in bytes
+	// Stands reports whether the right to the module still stands; it may be called at
+	// any time from anywhere, and costs a lock and an atomic load.
+	Stands func() bool
+}
+
+// tokens are the module URLs that are open. The zero value is ready for use.
+type tokens struct {
+	mu   sync.RWMutex
+	open map[string]*version
+}
+
+func (t *tokens) set(token string, v *version) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.open == nil {
+		t.open = map[string]*version{}
+	}
+	t.open[token] = v
+}
+
+func (t *tokens) close(token string) {
+	if token == "" {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.open, token)
+}
+
+func (t *tokens) get(token string) *version {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.open[token]
+}
+
+// how says how a version travels: inline where it is small enough.
+func how(v *version) xds.Delivery {
+	switch {
+	case v.path != "":
+		return xds.Delivery{Mode: xds.File, Path: v.path}
+	case v.module.Inline != nil:
+		return xds.Delivery{Mode: xds.Inline, Bytes: v.module.Inline, SHA256: v.module.SHA256, Size: v.module.Size}
+	default:
+		return xds.Delivery{Mode: xds.Remote, SHA256: v.module.SHA256, Size: v.module.Size}
+	}
+}
+
+// module is the delivery of what the plugin runs, with a URL if it needs one.
+func (e *Engine) module(ps *pluginState) xds.Delivery {
+	d := how(ps.good)
+	if d.Mode == xds.Remote {
+		ps.token = e.token(ps)
+		e.tokens.set(ps.token, ps.good)
+		d.URL = e.cfg.ModulesURL + "/modules/" + ps.token
+	}
+	return d
+}
+
+// token is the unguessable part of a module's URL, bound to plugin, digest and epoch.
+func (e *Engine) token(ps *pluginState) string {
+	var epoch [8]byte
+	binary.BigEndian.PutUint64(epoch[:], ps.epoch)
+	sum := e.cfg.URLs.Sum([]byte(ps.key.Namespace), []byte(ps.key.Name), []byte(ps.good.module.SHA256), epoch[:])
+	return hex.EncodeToString(sum[:])
+}
+
+// OpenModule opens the module behind a token of a module URL. It reads from disk and
+// returns ErrNoModule for a token that opens nothing. The caller closes the module.
+func (e *Engine) OpenModule(token string) (io.ReadSeekCloser, ModuleInfo, error) {
+	v := e.tokens.get(token)
+	if v == nil {
+		return nil, ModuleInfo{}, ErrNoModule
+	}
+	stands := func() bool {
+		return e.tokens.get(token) != nil && (v.image.IsZero() || v.proof.Stands())
+	}
+	if !stands() {
+		return nil, ModuleInfo{}, ErrNoModule
+	}
+	var f io.ReadSeekCloser
+	var err error
+	if v.image.IsZero() {
+		f, err = e.rooms.Contents.OpenURL(v.source)
+	} else {
+		f, err = e.rooms.Contents.Open(v.proof)
+	}
+	if err != nil {
+		return nil, ModuleInfo{}, err
+	}
+	return f, ModuleInfo{SHA256: v.module.SHA256, Size: v.module.Size, Stands: stands}, nil
+}
+
+// Images returns the images that a plugin has asked for: the one it wants and the one
+// that runs. It is false if there is no such plugin.
+func (e *Engine) Images(k plugin.Key) ([]oci.Reference, bool) {
+	for _, s := range *e.status.Load() {
+		if s.Namespace == k.Namespace && s.Name == k.Name {
+			return s.images, true
+		}
+	}
+	return nil, false
+}
+
+// retain tells the contents which modules are referenced.
+func (e *Engine) retain() {
+	sums := make([]string, 0, len(e.order))
+	for _, key := range e.order {
+		if good := e.plugins[key].good; good != nil && good.module.SHA256 != "" {
+			sums = append(sums, good.module.SHA256)
+		}
+	}
+	e.rooms.Contents.Retain(sums)
+}

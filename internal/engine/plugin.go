@@ -1,0 +1,313 @@
+package engine
+
+import (
+	"cmp"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/stileproject/stile/api/v1alpha1"
+	"github.com/stileproject/stile/internal/access"
+	"github.com/stileproject/stile/internal/document"
+	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/plugin"
+	"github.com/stileproject/stile/internal/secret"
+	"github.com/stileproject/stile/internal/source"
+	"github.com/stileproject/stile/internal/xds"
+)
+
+// pluginState is what the engine remembers of one plugin.
+type pluginState struct {
+	key     plugin.Key
+	latest  *v1alpha1.WasmPlugin // as last read
+	invalid []v1alpha1.Finding   // what is wrong with latest; empty: nothing
+	spec    *v1alpha1.WasmPlugin // what is in force: latest, or the last valid one before it
+
+	claim     claim
+	claimFrom claimInputs
+	owner     secret.Fingerprint // of claim's credentials
+	firstSeen time.Time
+	changedAt time.Time // for pull policy Always; zero: not since the start
+	rotatedAt time.Time // the credentials changed while something ran
+	waitedAt  time.Time // Pending since
+
+	pin      pin
+	outcome  outcome
+	good     *version // what is delivered, or was last
+	ended    bool     // the right to good has ended
+	delivery xds.Delivery
+	token    string // in the URL of good's module, for remote delivery
+	epoch    uint64 // grows with each end of a right
+
+	wake       time.Time // when to decide again at the latest; zero: never
+	conditions []Condition
+}
+
+// pin is the digest that a plugin's tag was resolved to.
+type pin struct {
+	image  oci.Reference
+	digest string
+}
+
+// claimInputs are what a claim is made of: while they are the same, so is the claim.
+type claimInputs struct {
+	spec   *v1alpha1.WasmPlugin
+	secret *document.Secret
+}
+
+// request asks for image with the credentials that the plugin has now.
+func (ps *pluginState) request(image oci.Reference, lastGood bool) access.Request {
+	return access.Request{
+		Image: image, Credentials: ps.claim.credentials, Trust: ps.claim.trust,
+		Holder: access.Holder{Namespace: ps.key.Namespace, Name: ps.key.Name, LastGood: lastGood},
+	}
+}
+
+func (ps *pluginState) wakeAt(t time.Time) {
+	if ps.wake.IsZero() || t.Before(ps.wake) {
+		ps.wake = t
+	}
+}
+
+// setWorld takes over what the sources say: plugins come, change and go.
+func (e *Engine) setWorld(w *source.World, now time.Time) {
+	first := e.world == nil
+	before := e.keyrings
+	e.world = w
+	e.keyrings = map[*secretSource]oci.Keyring{}
+	for _, s := range w.Secrets {
+		if k, ok := before[s]; ok {
+			e.keyrings[s] = k
+		}
+	}
+	seen := map[plugin.Key]bool{}
+	for _, p := range w.Plugins {
+		key := plugin.Key{Namespace: p.Namespace, Name: p.Name}
+		seen[key] = true
+		ps := e.plugins[key]
+		if ps == nil {
+			ps = &pluginState{key: key, firstSeen: now}
+			if !first {
+				ps.changedAt = now
+			}
+			e.plugins[key] = ps
+		}
+		ps.read(p, w.Invalid[key], now)
+		e.renew(ps, now)
+	}
+	for key, ps := range e.plugins {
+		if !seen[key] {
+			e.release(ps)
+			delete(e.plugins, key)
+		}
+	}
+	e.order = slices.SortedFunc(maps.Keys(e.plugins), byName)
+	e.setFiles(w.EnvoyFiles)
+}
+
+func byName(a, b plugin.Key) int {
+	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+}
+
+// read takes a document as it is now. An invalid one leaves the last valid one in force.
+func (ps *pluginState) read(p *v1alpha1.WasmPlugin, invalid []v1alpha1.Finding, now time.Time) {
+	ps.invalid = invalid
+	if ps.latest != nil && equal(ps.latest, p) {
+		return // keep the pointer: it is what claims and versions compare
+	}
+	if ps.latest != nil {
+		ps.changedAt = now
+	}
+	ps.latest = p
+	if len(invalid) == 0 || ps.spec == nil || ps.good == nil {
+		ps.spec = p
+	}
+}
+
+// equal compares all that a plugin's author writes.
+func equal(a, b *v1alpha1.WasmPlugin) bool {
+	return reflect.DeepEqual(a.Spec, b.Spec) && reflect.DeepEqual(a.ObjectMeta, b.ObjectMeta)
+}
+
+// renew makes the plugin's claim again if what it is made of has changed. A claim that
+// no longer uses a credential gives it up.
+func (e *Engine) renew(ps *pluginState, now time.Time) {
+	inputs := claimInputs{spec: ps.spec, secret: e.world.Secrets[plugin.Key{Namespace: ps.key.Namespace, Name: ps.spec.Spec.ImagePullSecret}]}
+	if ps.claimFrom == inputs {
+		return
+	}
+	old := ps.claim
+	ps.claim, ps.claimFrom = e.claim(ps.spec), inputs
+	owner := ps.claim.credentials.Fingerprint()
+	if owner != ps.owner && ps.good != nil {
+		ps.rotatedAt = now
+	}
+	if owner != ps.owner {
+		kept := map[secret.Fingerprint]bool{}
+		for _, c := range ps.claim.credentials.Candidates() {
+			kept[c.Fingerprint()] = true
+		}
+		for _, c := range old.credentials.Candidates() {
+			if !c.Anonymous() && !kept[c.Fingerprint()] {
+				e.rooms.Gate.Forget(c.Fingerprint(), access.Holder{Namespace: ps.key.Namespace, Name: ps.key.Name})
+			}
+		}
+	}
+	ps.owner = owner
+	ps.waitedAt = time.Time{}
+}
+
+// release gives up all that the plugin holds.
+func (e *Engine) release(ps *pluginState) {
+	for _, lastGood := range []bool{false, true} {
+		e.rooms.Gate.Release(access.Holder{Namespace: ps.key.Namespace, Name: ps.key.Name, LastGood: lastGood})
+	}
+	e.tokens.close(ps.token)
+}
+
+// decideAll decides every plugin, and returns those whose delivery changed and the
+// earliest time at which one must be decided again.
+func (e *Engine) decideAll(now time.Time) (changed map[plugin.Key]bool, next time.Time) {
+	changed = map[plugin.Key]bool{}
+	for _, key := range e.order {
+		ps := e.plugins[key]
+		before := ps.delivery
+		beforeSpec := ps.delivered()
+		e.decide(ps, now)
+		if !sameDelivery(before, ps.delivery) || beforeSpec != ps.delivered() {
+			changed[key] = true
+			e.log.Info("delivery changed", "plugin", key, "delivery", ps.delivery.Mode.String(), "keep", ps.delivery.Keep, "reason", ps.outcome.reason)
+		}
+	}
+	return changed, e.nextDeadline()
+}
+
+func (e *Engine) nextDeadline() (next time.Time) {
+	for _, ps := range e.plugins {
+		if !ps.wake.IsZero() && (next.IsZero() || ps.wake.Before(next)) {
+			next = ps.wake
+		}
+	}
+	return next
+}
+
+// decide finds out what the plugin delivers now.
+func (e *Engine) decide(ps *pluginState, now time.Time) {
+	ps.wake = time.Time{}
+	ps.outcome = e.resolve(ps, now)
+	if v := ps.outcome.verdict; v.State != access.Allowed && v.NextCheck.After(now) {
+		ps.wakeAt(v.NextCheck)
+	}
+	stands := false
+	if ps.outcome.progress == ready {
+		e.take(ps, ps.outcome.version)
+		stands = true
+	} else if ps.good != nil {
+		stands = e.stands(ps, now)
+	}
+	e.end(ps, ps.good != nil && !stands)
+	e.deliver(ps, now)
+}
+
+// take makes v what the plugin runs.
+func (e *Engine) take(ps *pluginState, v *version) {
+	e.rooms.Gate.Release(access.Holder{Namespace: ps.key.Namespace, Name: ps.key.Name, LastGood: true})
+	if ps.good.same(v) {
+		return
+	}
+	if ps.good != nil && ps.good.module.SHA256 != v.module.SHA256 {
+		e.tokens.close(ps.token)
+		ps.token = ""
+	}
+	ps.good = v
+	ps.rotatedAt = time.Time{}
+}
+
+// stands reports whether the right to what runs still stands though the wanted version
+// is not at hand. What runs is asked for by its own digest with the credentials that
+// the plugin has now: a Secret that went ends it at once, an edited one at its first
+// verdict or after Config.Rotation.
+func (e *Engine) stands(ps *pluginState, now time.Time) bool {
+	good := ps.good
+	if good.image.IsZero() {
+		return true // http(s) and file: nobody's right to lose
+	}
+	if ps.claim.refused != nil && ps.claim.url.Scheme == v1alpha1.SchemeOCI {
+		return false
+	}
+	v := ps.outcome.verdict
+	if ps.outcome.image != good.image || ps.claim.url.Scheme != v1alpha1.SchemeOCI {
+		request := ps.request(good.image, true)
+		credentials, err := ps.claim.keyring.For(good.image)
+		if err != nil {
+			return false
+		}
+		trust, err := e.rooms.Registries.Trust(good.image.Host(), ps.key.Namespace)
+		if err != nil {
+			return false
+		}
+		request.Credentials, request.Trust = credentials, trust
+		_, v = e.rooms.Gate.Hold(request)
+	}
+	switch v.State {
+	case access.Allowed:
+		return true
+	case access.Denied:
+		return false
+	}
+	if ps.rotatedAt.IsZero() {
+		return v.State == access.Pending
+	}
+	until := ps.rotatedAt.Add(e.cfg.Rotation)
+	ps.wakeAt(until)
+	return now.Before(until)
+}
+
+// end records that the right to what runs has ended, or that it has come back.
+func (e *Engine) end(ps *pluginState, ended bool) {
+	if ended && !ps.ended {
+		ps.epoch++ // the URLs given out are closed, and the next ones differ
+		e.tokens.close(ps.token)
+		ps.token = ""
+		e.log.Warn("right ended", "plugin", ps.key, "reason", ps.outcome.reason)
+	}
+	ps.ended = ended
+}
+
+// deliver says what proxies are given.
+func (e *Engine) deliver(ps *pluginState, now time.Time) {
+	if ps.outcome.progress != pending {
+		ps.waitedAt = time.Time{}
+	} else if ps.waitedAt.IsZero() {
+		ps.waitedAt = now
+	}
+	rotating := ps.good != nil && !ps.ended && ps.outcome.progress != ready && !ps.rotatedAt.IsZero()
+	if ps.good != nil && !ps.ended && !rotating {
+		ps.delivery = e.module(ps)
+		return
+	}
+	keep := ps.good != nil && (rotating || e.cfg.OnRevoked == v1alpha1.OnRevokedKeep)
+	ps.delivery = xds.Delivery{Mode: xds.StandIn, Keep: keep}
+	if ps.outcome.progress == pending {
+		if until := ps.waitedAt.Add(e.cfg.WarmHold); now.Before(until) {
+			ps.delivery.Mode = xds.Hold
+			ps.wakeAt(until)
+		}
+	}
+}
+
+// delivered returns the spec that what is delivered was made from.
+func (ps *pluginState) delivered() *v1alpha1.WasmPlugin {
+	switch ps.delivery.Mode {
+	case xds.Inline, xds.Remote, xds.File:
+		return ps.good.spec
+	}
+	return ps.spec
+}
+
+// sameDelivery compares all but the bytes, for which their sha256 stands.
+func sameDelivery(a, b xds.Delivery) bool {
+	return a.Mode == b.Mode && a.Keep == b.Keep && a.SHA256 == b.SHA256 && a.URL == b.URL && a.Path == b.Path
+}
