@@ -92,7 +92,7 @@ func (s *Sandbox) applyListeners(r *discoveryv3.DiscoveryResponse) error {
 			delete(s.listeners, name)
 		}
 	}
-	s.dropUnused()
+	s.settleAll()
 	if len(problems) > 0 {
 		return errors.New("Error adding/updating listener(s) " + strings.Join(problems, "\n")) //nolint:staticcheck // Envoy's words
 	}
@@ -124,26 +124,40 @@ func (s *Sandbox) applyListener(name, version string, message *listenerv3.Listen
 		l.warming.release()
 	}
 	l.warming, l.message = config, ""
-	s.settle(l)
 	return nil
 }
 
-// settle lets a listener's warming version serve if nothing is missing any more.
+// settle lets a listener's warming version serve if nothing is missing any more. While
+// the proxy starts, no listener serves before all of them are warm: as in Envoy, one
+// extension that is not answered holds its neighbours too.
 func (s *Sandbox) settle(l *listener) {
-	if l.warming == nil || !l.warming.warm(s) {
+	if l.warming == nil || !s.started || !l.warming.warm(s) {
 		return
 	}
 	if err := l.serve(); err != nil {
 		l.message = err.Error()
-		s.log.Error("listener does not serve", "listener", l.name, "err", err)
+		s.log.Warn("listener does not serve", "listener", l.name, "err", err)
 	}
 }
 
 func (s *Sandbox) settleAll() {
+	if !s.started && s.allWarm() {
+		s.started = true
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.listeners)) {
 		s.settle(s.listeners[name])
 	}
 	s.dropUnused()
+}
+
+// allWarm reports whether no listener waits for anything.
+func (s *Sandbox) allWarm() bool {
+	for _, l := range s.listeners {
+		if !l.warming.warm(s) {
+			return false
+		}
+	}
+	return true
 }
 
 // dropUnused forgets the extensions that no listener names any more.

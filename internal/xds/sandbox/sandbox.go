@@ -9,7 +9,8 @@
 // Wasm, HTTPFault and Router of the first filter chain that speaks HTTP, in order, on
 // a loopback port of its own for each listener. Every other filter lets everything
 // pass and is listed as not run; filter chains are not matched, TLS and upgrades are
-// not served, network filters do nothing. It is no proxy for production.
+// not served, network filters do nothing; each plugin has a VM of its own, whatever its
+// vm_id. It is no proxy for production.
 package sandbox
 
 import (
@@ -66,12 +67,14 @@ type Sandbox struct {
 	group        *errgroup.Group
 	stream       *stream
 	listenersDue bool // the first answer about clusters is there, or late
+	started      bool // all listeners of the start were warm once
 	types        map[string]*typeState
 	routes       map[string]*routev3.RouteConfiguration
 	listeners    map[string]*listener
 	extensions   map[string]*extension
 	modules      map[string][]byte // the code cache, by sha256
 	fetching     map[string]bool   // background fetches, by sha256
+	never        map[string]bool   // fetches that Envoy believes to run and that never began, by sha256
 }
 
 var _ Proxy = (*Sandbox)(nil)
@@ -94,6 +97,7 @@ func New(o Options) *Sandbox {
 		extensions: map[string]*extension{},
 		modules:    map[string][]byte{},
 		fetching:   map[string]bool{},
+		never:      map[string]bool{},
 	}
 	s.clusters.Store(&map[string]*clusterv3.Cluster{})
 	return s

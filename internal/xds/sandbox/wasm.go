@@ -38,7 +38,7 @@ func (p *pendingModule) Error() string {
 // newWasm loads a plugin from its resource. A remote module that is not in the code
 // cache: warming, it is fetched first (*pendingModule); with nack_on_code_cache_miss it
 // is fetched in the background and this is an error; else, as in Envoy, the filter is
-// accepted and skipped.
+// accepted and skipped, and the next one of that module fails by its policy.
 func (s *Sandbox) newWasm(packed *anypb.Any, warming bool) (*filter, error) {
 	var m httpwasmv3.Wasm
 	if err := packed.UnmarshalTo(&m); err != nil {
@@ -66,6 +66,10 @@ func (s *Sandbox) newWasm(packed *anypb.Any, warming bool) (*filter, error) {
 		case warming:
 			return nil, &pendingModule{config: config, source: remote}
 		}
+		if s.never[remote.GetSha256()] {
+			return failedWasm(config, errors.New("its module is believed to be on its way")), nil
+		}
+		s.never[remote.GetSha256()] = true
 		return &filter{typeURL: wasmType, sha256: remote.GetSha256(), skipped: true}, nil
 	}
 	module, err := s.localModule(vm.GetCode().GetLocal())

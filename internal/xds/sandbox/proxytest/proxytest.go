@@ -205,3 +205,18 @@ func (w *world) state() sandbox.State {
 	}
 	return s
 }
+
+// reaches reports whether something answers at an address.
+func (w *world) reaches(address string) bool {
+	req, err := http.NewRequestWithContext(w.Context(), http.MethodGet, "http://"+address, nil)
+	if err != nil {
+		w.Fatal(err)
+	}
+	client := &http.Client{Timeout: 200 * time.Millisecond, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	_ = resp.Body.Close()
+	return true
+}

@@ -212,6 +212,68 @@ var stories = []story{
 		w.filter("a", "a2", files.remote("two", false))
 		w.WaitACK(w.T, adstest.ExtensionType, "a2")
 		w.soon(200, "trail= ")
+		w.filter("a", "a3", files.remote("three", false))
+		w.WaitACK(w.T, adstest.ExtensionType, "a3")
+		w.soon(503, "")
+		w.filter("a", "a4", badge("four"))
+		w.WaitACK(w.T, adstest.ExtensionType, "a4")
+		w.soon(200, "trail=four")
+		if n := files.served.Load(); n != 0 {
+			w.Errorf("the module was fetched %d times", n)
+		}
+	}},
+	{"a remote module that cannot be had acts by its own policy, not by the default", func(w *world) {
+		files := w.files()
+		files.body = nil
+		remote := files.remote("one", false)
+		remote.Config.FailurePolicy = wasmv3.FailurePolicy_FAIL_OPEN
+		w.listener("l1", adstest.Discovered("a", long, adstest.Closed()))
+		w.filter("a", "a1", remote)
+		w.connect()
+		w.sees(200, "trail= ")
+		if n := files.served.Load(); n != 2 {
+			w.Errorf("asked %d times, want the first and one retry", n)
+		}
+	}},
+	{"nack_on_code_cache_miss at the start lets the default act first", func(w *world) {
+		files := w.files()
+		w.listener("l1", adstest.Discovered("a", long, adstest.Closed()))
+		w.filter("a", "a1", files.remote("one", true))
+		w.connect()
+		w.WaitNACK(w.T, adstest.ExtensionType, "a1")
+		w.sees(503, "fault filter abort")
+	}},
+	{"one extension that is not answered holds the whole start", func(w *world) {
+		w.Set(adstest.ListenerType, "l1", adstest.HTTPListener(listenerName), adstest.HTTPListener("other", adstest.Discovered("a", 0, nil)))
+		w.connect()
+		w.WaitACK(w.T, adstest.ListenerType, "l1")
+		w.pause(200 * time.Millisecond)
+		if l, _ := w.state().Listener(listenerName); l.Address != "" && w.reaches(l.Address) {
+			w.Error("a listener serves before its neighbour is warm")
+		}
+		w.filter("a", "a1", badge("one"))
+		w.sees(200, "trail= ")
+	}},
+	{"after the start a listener does not wait for its neighbours", func(w *world) {
+		w.Set(adstest.ListenerType, "l1", adstest.HTTPListener("first"))
+		w.connect()
+		w.WaitACK(w.T, adstest.ListenerType, "l1")
+		w.until("first serves", func(s sandbox.State) bool { l, _ := s.Listener("first"); return l.Address != "" })
+		w.Set(adstest.ListenerType, "l2", adstest.HTTPListener("first"), adstest.HTTPListener(listenerName), adstest.HTTPListener("other", adstest.Discovered("a", 0, nil)))
+		w.sees(200, "trail= ")
+	}},
+	{"what was rejected before a reconnect counts as held after it", func(w *world) {
+		w.listener("l1", adstest.Discovered("a", long, adstest.Closed()))
+		w.filter("a", "a1", badge("one"))
+		w.connect()
+		w.WaitACK(w.T, adstest.ExtensionType, "a1")
+		w.filter("a", "a2", refused("x"))
+		w.WaitNACK(w.T, adstest.ExtensionType, "a2")
+		w.Server.Close()
+		again := adstest.StartAt(w.T, w.Server.Address())
+		again.SetExtension("a", "a2", refused("x"))
+		again.WaitACK(w.T, adstest.ExtensionType, "a2")
+		w.sees(200, "trail=one")
 	}},
 	{"nack_on_code_cache_miss rejects, fetches, and takes the next one", func(w *world) {
 		files := w.files()
@@ -377,7 +439,7 @@ func padded(size int) []byte {
 
 // files is a module server behind the cluster "files".
 type files struct {
-	body   []byte
+	body   []byte // nil: answer 404
 	sum    string
 	url    string
 	hold   chan struct{} // answers wait until it is closed
@@ -397,6 +459,9 @@ func (w *world) files() *files {
 			}
 		}
 		f.served.Add(1)
+		if f.body == nil {
+			rw.WriteHeader(http.StatusNotFound)
+		}
 		_, _ = rw.Write(f.body)
 	}))
 	w.Cleanup(server.Close)
