@@ -91,6 +91,8 @@ type inbox[R any] struct {
 	t        testing.TB
 	messages chan R
 	ended    chan error
+	peek     R
+	peeked   bool
 }
 
 func collect[R any](t testing.TB, recv func() (R, error)) inbox[R] {
@@ -109,8 +111,12 @@ func collect[R any](t testing.TB, recv func() (R, error)) inbox[R] {
 }
 
 // Next returns the next response; the test fails if none comes.
-func (in inbox[R]) Next() R {
+func (in *inbox[R]) Next() R {
 	in.t.Helper()
+	if in.peeked {
+		in.peeked = false
+		return in.peek
+	}
 	select {
 	case m := <-in.messages:
 		return m
@@ -122,8 +128,26 @@ func (in inbox[R]) Next() R {
 	panic("unreachable")
 }
 
+// WaitNext waits until the next response is there, without taking it.
+func (in *inbox[R]) WaitNext(atMost time.Duration) {
+	in.t.Helper()
+	if in.peeked {
+		return
+	}
+	select {
+	case m := <-in.messages:
+		in.peek, in.peeked = m, true
+	case <-time.After(atMost):
+		in.t.Fatalf("no response came in %v", atMost)
+	}
+}
+
 // Waiting returns the next response if it is there already. Call synctest.Wait before.
-func (in inbox[R]) Waiting() (R, bool) {
+func (in *inbox[R]) Waiting() (R, bool) {
+	if in.peeked {
+		in.peeked = false
+		return in.peek, true
+	}
 	select {
 	case m := <-in.messages:
 		return m, true
@@ -134,7 +158,7 @@ func (in inbox[R]) Waiting() (R, bool) {
 }
 
 // Ended returns the error with which the stream ended; the test fails if it does not.
-func (in inbox[R]) Ended() error {
+func (in *inbox[R]) Ended() error {
 	in.t.Helper()
 	select {
 	case err := <-in.ended:
