@@ -8,7 +8,8 @@ SHELL := /bin/bash
 
 CACHE     := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/stile
 PKG       ?= ./...
-TESTFLAGS ?= -shuffle=on -timeout=20m
+# All of vet runs within go test: on its own it would compile the world a second time, without the race detector.
+TESTFLAGS ?= -vet=all -shuffle=on -timeout=20m
 COUNT     ?= 20
 FUZZTIME  ?= 10s
 
@@ -22,7 +23,7 @@ LINT         := $(CACHE)/tools/golangci-lint-$(LINT_VERSION)-$(shell go env GOVE
 envoy = if [ -z "$${STILE_NO_ENVOY:-}" ]; then STILE_ENVOY=$$(test/envoy/fetch.sh); export STILE_ENVOY; fi
 each  = for module in $(NESTED); do echo "== $$module"; (cd "$$module" && $(1)); done
 
-.PHONY: help build test vet lint generate verify e2e deflake bench fuzz vuln
+.PHONY: help build test lint generate verify e2e deflake bench fuzz vuln
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,14 +31,11 @@ help: ## what there is
 build: ## bin/stile
 	go build -trimpath -o bin/stile ./cmd/stile
 
-test: vet ## every test, with the race detector and a real Envoy
+test: ## vet and every test, with the race detector and a real Envoy
 	@$(envoy); race=$$(tools/race.sh); set -x; \
 	go test $$race $(TESTFLAGS) $(PKG)
 	@$(envoy); race=$$(tools/race.sh); \
-	$(call each,go vet ./... && go test $$race $(TESTFLAGS) ./...)
-
-vet:
-	go vet $(PKG)
+	$(call each,go test $$race $(TESTFLAGS) ./...)
 
 lint: $(LINT) ## golangci-lint at the version of tools/go.mod, then the scripts
 	$(LINT) run $(PKG)
