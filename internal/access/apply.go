@@ -29,6 +29,7 @@ func (g *Gate) askLater(e *entry, at int64) {
 // Gate.mu is held.
 func (g *Gate) publish(e *entry, a *answer) {
 	old := e.answer.Swap(a)
+	g.archived(e, old, a)
 	if old.state != a.state || old.reason != a.reason || old.digest != a.digest || (old.stale == 0) != (a.stale == 0) {
 		g.metrics.moved(e, old, a)
 		g.audit.verdict(e, a)

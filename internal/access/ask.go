@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/stileproject/stile/internal/oci"
@@ -171,9 +172,10 @@ func (g *Gate) askOnce(e *entry, s step) try {
 	return t
 }
 
+// isDigest reports whether s is sha256: and 64 lower-case hexadecimal digits.
 func isDigest(s string) bool {
-	const form = len("sha256:") + 64
-	return len(s) == form && s[:7] == "sha256:"
+	digits, ok := strings.CutPrefix(s, "sha256:")
+	return ok && len(digits) == 64 && strings.Trim(digits, "0123456789abcdef") == ""
 }
 
 // classify is the table of answers: what an error of the registry client means.

@@ -64,6 +64,9 @@ type Config struct {
 	Log *slog.Logger
 	// Registerer receives the metrics; nil = none.
 	Registerer prometheus.Registerer
+	// Archive keeps proofs over a restart; nil = they are not kept. The Gate writes it
+	// while it runs; whoever opened it closes it after Run.
+	Archive *Archive
 	// Audit receives JSON lines, see AuditEvent; nil = none. It is written to by one
 	// goroutine, which nothing waits for.
 	Audit io.Writer

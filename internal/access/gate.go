@@ -39,6 +39,7 @@ type Gate struct {
 	namespaces map[string]*namespace
 	claims     map[Holder]*claim
 	busy       int
+	fullUntil  int64                   // when it is worth looking again for something to evict anywhere
 	blocked    []*host                 // registries that wait for a limit not their own
 	changed    chan struct{}           // closed at the next change
 	rechecks   map[oci.Reference]int64 // when Recheck was last told
@@ -87,8 +88,9 @@ func (g *Gate) Run(ctx context.Context) error {
 	g.mu.Unlock()
 
 	var owned sync.WaitGroup
-	auditDone := make(chan struct{})
-	owned.Go(func() { g.audit.write(auditDone) })
+	over := make(chan struct{})
+	owned.Go(func() { g.audit.write(over) })
+	owned.Go(func() { g.config.Archive.write(over) })
 	g.keepTime(ctx)
 
 	g.mu.Lock()
@@ -96,7 +98,7 @@ func (g *Gate) Run(ctx context.Context) error {
 	g.notify()
 	g.mu.Unlock()
 	g.flights.Wait()
-	close(auditDone)
+	close(over)
 	owned.Wait()
 	return nil
 }

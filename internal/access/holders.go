@@ -63,6 +63,7 @@ func (g *Gate) claim(holder Holder, e *entry, allowed bool) *hold {
 		}
 		if allowed {
 			own = g.give(e, holder)
+			g.archiveHolder(holder, e)
 		} else {
 			own = &hold{holder: holder, entry: e}
 			e.link(own)
@@ -136,6 +137,7 @@ func (g *Gate) Release(holder Holder) {
 		return
 	}
 	delete(g.claims, holder)
+	g.archiveHolder(holder, nil)
 	g.letGo(c)
 	for _, h := range c.holds {
 		h.stands.Store(false)
@@ -175,6 +177,7 @@ func (g *Gate) forget(cred secret.Fingerprint, holder Holder) []secret.Fingerpri
 				h.stands.Store(false)
 				if c.entry == h.entry {
 					g.letGo(c)
+					g.archiveHolder(holder, nil)
 				}
 				h.entry.unlink(h)
 			}
@@ -241,6 +244,9 @@ func (g *Gate) holdsYes(holder Holder, e *entry) bool {
 				return true
 			}
 		}
+		if g.heldBefore(holder, e) {
+			return true
+		}
 	}
 	return false
 }
@@ -248,6 +254,7 @@ func (g *Gate) holdsYes(holder Holder, e *entry) bool {
 // endYes ends every Proof of e's yes. Those who hold e still do, and are given another
 // when there is one. Gate.mu is held.
 func (e *entry) endYes() {
+	e.restored = false
 	for h := e.holds; h != nil; {
 		next := h.next
 		h.stands.Store(false)
@@ -297,7 +304,9 @@ func (g *Gate) obtain(r Request) *entry {
 		return nil
 	}
 	e := g.insert(r.Image, g.principalOf(r), ns, now)
-	g.askSoon(e, now)
+	if !g.restore(e, now) {
+		g.askSoon(e, now)
+	}
 	return e
 }
 
@@ -333,6 +342,7 @@ func (g *Gate) principalOf(r Request) *principal {
 // Gate.mu is held.
 func (g *Gate) drop(e *entry) {
 	old := e.answer.Swap(&answer{removed: true})
+	g.archived(e, old, e.answer.Load())
 	g.metrics.moved(e, old, nil)
 	for h := e.holds; h != nil; h = e.holds {
 		h.stands.Store(false)
@@ -366,8 +376,8 @@ func (g *Gate) drop(e *entry) {
 
 // roomMade notes that something of ns may now be evicted or made. Gate.mu is held.
 func (g *Gate) roomMade(ns *namespace) {
-	if ns.fullUntil != 0 {
-		ns.fullUntil = 0
+	if ns.fullUntil != 0 || g.fullUntil != 0 {
+		ns.fullUntil, g.fullUntil = 0, 0
 		g.notify()
 	}
 }

@@ -141,6 +141,9 @@ func (g *Gate) namesWhatIsHeld(e *entry, a *answer) bool {
 		return false
 	}
 	e.used.Store(g.now())
+	if g.config.Archive != nil {
+		g.archive(e, a) // so that it does not look forgotten
+	}
 	return true
 }
 

@@ -220,11 +220,18 @@ func (g *Gate) makeRoom(ns *namespace) bool {
 	if g.evict(ns) {
 		return true
 	}
+	if now := g.now(); now < g.fullUntil {
+		return false
+	}
 	// The largest tenants give first.
 	others := slices.SortedFunc(maps.Values(g.namespaces), func(a, b *namespace) int {
 		return cmp.Or(cmp.Compare(b.entries, a.entries), cmp.Compare(a.name, b.name))
 	})
-	return slices.ContainsFunc(others, g.evict)
+	if slices.ContainsFunc(others, g.evict) {
+		return true
+	}
+	g.fullUntil = g.now() + int64(minIdle)/4
+	return false
 }
 
 // evict removes one of ns's entries that nobody holds or has lately used.

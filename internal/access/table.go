@@ -32,6 +32,7 @@ type entry struct {
 	asking     bool       // a question is under way
 	queued     bool       // it waits for a slot
 	suspect    bool       // its yes was refused once and is to be confirmed
+	restored   bool       // its yes is from the archive
 	forced     bool       // somebody asked for a re-check: back-off of accounts is ignored once
 }
 

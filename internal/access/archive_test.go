@@ -1,0 +1,284 @@
+package access
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/stileproject/stile/internal/secret"
+)
+
+// life runs f with a Gate that begins and ends with it, as a process does.
+func life(t *testing.T, w Registry, c Config, path string, root secret.Root, f func(*Gate)) {
+	t.Helper()
+	archive, err := OpenArchive(path, root, c.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Archive = archive
+	g := New(w, c)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- g.Run(ctx) }()
+	synctest.Wait()
+	f(g)
+	cancel()
+	if err := errors.Join(<-done, archive.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestP9_RestartIsWarm: the same credentials are answered with no request, and a proof
+// is as old as it was.
+func TestP9_RestartIsWarm(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "proofs.db")
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.says("alice", "", yes(digest(1)))
+		tag, pin := plugin(t, "team-a", tagged, as("alice")), plugin(t, "team-a", pinned, as("alice"))
+		var before Verdict
+		life(t, w, Config{}, path, testRoot, func(g *Gate) {
+			g.Check(tag)
+			g.Check(plugin(t, "team-b", tagged, as("bob")))
+			synctest.Wait()
+			_, before = g.Hold(pin)
+			wantState(t, before, Allowed, NoReason)
+		})
+		w.questions()
+		time.Sleep(10 * time.Minute)
+		life(t, w, Config{}, path, testRoot, func(g *Gate) {
+			v := g.Check(tag)
+			wantState(t, v, Allowed, NoReason)
+			if v.Digest != digest(1) {
+				t.Errorf("the tag names %s", v.Digest)
+			}
+			p, v := g.Hold(pin)
+			wantState(t, v, Allowed, NoReason)
+			if !p.Stands() || !v.CheckedAt.Equal(before.CheckedAt) || v.Credential != before.Credential {
+				t.Errorf("before %+v, now %+v", before, v)
+			}
+			synctest.Wait()
+			if q := w.questions(); len(q) != 0 {
+				t.Errorf("a restart cost %v", q)
+			}
+			// Others have learned nothing from the file.
+			wantState(t, g.Check(plugin(t, "team-b", tagged, as("carol"))), Pending, NoReason)
+			// The re-check is due when it was.
+			w.says("alice", "", no(status(403)))
+			time.Sleep(57 * time.Minute)
+			wantState(t, g.Check(pin), Denied, Unauthorized)
+		})
+		w.questions()
+		life(t, w, Config{}, path, testRoot, func(g *Gate) {
+			wantState(t, g.Check(pin), Pending, NoReason) // what was revoked is not kept
+		})
+	})
+}
+
+// TestP9_StaleYesOverARestart: the registry is down, and those who held the yes hold it.
+func TestP9_StaleYesOverARestart(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "proofs.db")
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.says("", "", yes(digest(1)))
+		pin := plugin(t, "team-a", pinned, as("alice"))
+		life(t, w, Config{}, path, testRoot, func(g *Gate) {
+			g.Hold(pin)
+			synctest.Wait()
+			g.Hold(pin)
+			w.says("", "", no(status(503)))
+			time.Sleep(2 * time.Hour)
+			if v := g.Check(pin); v.State != Allowed || v.StaleSince.IsZero() {
+				t.Errorf("told %+v", v)
+			}
+		})
+		life(t, w, Config{}, path, testRoot, func(g *Gate) {
+			stranger := pin
+			stranger.Holder.Name = "new"
+			if p, v := g.Hold(stranger); v.State != Unknown || p.Stands() {
+				t.Errorf("a stranger is told %v", v.State)
+			}
+			p, v := g.Hold(pin)
+			if v.State != Allowed || !p.Stands() || v.StaleSince.IsZero() {
+				t.Errorf("the holder is told %+v", v)
+			}
+			time.Sleep(23 * time.Hour)
+			if p.Stands() {
+				t.Error("a restart lengthened the grace")
+			}
+		})
+	})
+}
+
+// TestKeptRowsAreChecked: altered, moved, from the future, too old, or of another key.
+func TestKeptRowsAreChecked(t *testing.T) {
+	t.Parallel()
+	otherRoot, err := secret.NewRoot(bytes.Repeat([]byte{7}, secret.Size), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name  string
+		spoil func(t *testing.T, path string)
+		root  secret.Root
+		sleep time.Duration
+		want  State
+	}{
+		{name: "untouched", want: Allowed, root: testRoot},
+		{name: "one bit of a row", want: Pending, root: testRoot, spoil: func(t *testing.T, path string) {
+			eachValue(t, path, func(_, value []byte) []byte { value[40] ^= 1; return value })
+		}},
+		{name: "one bit of a MAC", want: Pending, root: testRoot, spoil: func(t *testing.T, path string) {
+			eachValue(t, path, func(_, value []byte) []byte { value[len(value)-1] ^= 1; return value })
+		}},
+		{name: "under another key", want: Pending, root: testRoot, spoil: func(t *testing.T, path string) {
+			eachValue(t, path, func(key, value []byte) []byte { key[0] ^= 1; return value })
+		}},
+		{name: "cut short", want: Pending, root: testRoot, spoil: func(t *testing.T, path string) {
+			eachValue(t, path, func(_, value []byte) []byte { return value[:20] })
+		}},
+		{name: "another root key", want: Pending, root: otherRoot},
+		{name: "from the future", want: Pending, root: testRoot, sleep: -time.Hour},
+		{name: "too old", want: Pending, root: testRoot, sleep: 25 * time.Hour},
+		{name: "the whole file is rubbish", want: Pending, root: testRoot, spoil: func(t *testing.T, path string) {
+			if err := os.WriteFile(path, bytes.Repeat([]byte("rubbish "), 10_000), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{name: "the file is cut short", want: Pending, root: testRoot, spoil: func(t *testing.T, path string) {
+			if err := os.Truncate(path, 9_000); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{name: "the file is empty", want: Pending, root: testRoot, spoil: func(t *testing.T, path string) {
+			if err := os.Truncate(path, 0); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "proofs.db")
+			synctest.Test(t, func(t *testing.T) {
+				if row.sleep < 0 {
+					time.Sleep(-row.sleep) // then written an hour late, and read at the hour
+				}
+				w := newWorld()
+				w.says("", "", yes(digest(1)))
+				pin := plugin(t, "team-a", pinned, as("alice"))
+				life(t, w, Config{}, path, testRoot, func(g *Gate) {
+					g.Hold(pin)
+					synctest.Wait()
+					wantState(t, g.Check(pin), Allowed, NoReason)
+				})
+				if row.spoil != nil {
+					row.spoil(t, path)
+				}
+				time.Sleep(max(row.sleep, 0))
+			})
+			// A bubble begins at the same instant as every other: an hour before the row of
+			// the future was written.
+			synctest.Test(t, func(t *testing.T) {
+				time.Sleep(max(row.sleep, 0))
+				w := newWorld()
+				w.says("", "", yes(digest(1)))
+				pin := plugin(t, "team-a", pinned, as("alice"))
+				life(t, w, Config{}, path, row.root, func(g *Gate) {
+					wantState(t, g.Check(pin), row.want, NoReason)
+				})
+			})
+			if strings.Contains(row.name, "rubbish") {
+				if aside, _ := filepath.Glob(path + ".corrupt-*"); len(aside) != 1 {
+					t.Errorf("set aside: %v", aside)
+				}
+			}
+		})
+	}
+}
+
+// eachValue rewrites every row of the archive at path.
+func eachValue(t *testing.T, path string, change func(key, value []byte) []byte) {
+	t.Helper()
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketProofs)
+		keys, values := [][]byte{}, [][]byte{}
+		err := b.ForEach(func(key, value []byte) error {
+			keys, values = append(keys, bytes.Clone(key)), append(values, bytes.Clone(value))
+			return nil
+		})
+		for i, key := range keys {
+			err = errors.Join(err, b.Delete(key))
+			value := change(key, values[i])
+			err = errors.Join(err, b.Put(key, value))
+		}
+		return err
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestP3_ArchiveTellsNothing: no credential, name or hash of one is in the file or the log.
+func TestP3_ArchiveTellsNothing(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "proofs.db")
+	var log bytes.Buffer
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.says("", "", yes(digest(1)))
+		pin := plugin(t, "team-a", pinned, as("alice"))
+		c := Config{Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+		life(t, w, c, path, testRoot, func(g *Gate) {
+			g.Hold(pin)
+			g.Check(plugin(t, "team-a", tagged, as("alice")))
+			synctest.Wait()
+			g.Hold(pin)
+		})
+	})
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content = append(content, log.Bytes()...)
+	sum := sha256.Sum256([]byte("CANARY-alice"))
+	for _, told := range []string{"CANARY", "alice", "registry.example", "team-a", string(sum[:]), hex.EncodeToString(sum[:])} {
+		if bytes.Contains(content, []byte(told)) {
+			t.Errorf("the archive or the log contains %q", told)
+		}
+	}
+}
+
+func TestArchiveIsOneProcesss(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "proofs.db")
+	first, err := OpenArchive(path, testRoot, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenArchive(path, testRoot, nil); !errors.Is(err, errBusy) {
+		t.Errorf("got %v", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := OpenArchive(filepath.Join(t.TempDir(), "no", "such", "folder"), testRoot, nil); err == nil {
+		t.Error("opened in a folder that is not there")
+	}
+}
