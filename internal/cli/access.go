@@ -76,7 +76,7 @@ func (a *app) access(ctx context.Context, in *registryInput, image string) (*acc
 		return nil, 0, err
 	}
 	var requests atomic.Int64
-	_, verdict, err := c.prove(oci.WithCounter(ctx, &requests), a.logger(slog.LevelWarn), ref, credentials)
+	_, verdict, err := c.ask(oci.WithCounter(ctx, &requests), a.logger(slog.LevelWarn), ref, credentials)
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return nil, 0, registryFailure(err)
 	}
@@ -109,8 +109,8 @@ func (a *app) access(ctx context.Context, in *registryInput, image string) (*acc
 	return report, Unavailable, nil
 }
 
-// prove runs a gate for as long as it takes to learn one verdict.
-func (c *client) prove(ctx context.Context, log *slog.Logger, ref oci.Reference, credentials oci.Credentials) (access.Proof, access.Verdict, error) {
+// ask runs a gate for as long as it takes to learn one verdict.
+func (c *client) ask(ctx context.Context, log *slog.Logger, ref oci.Reference, credentials oci.Credentials) (access.Proof, access.Verdict, error) {
 	trust, err := c.Trust(ref.Host(), oci.Operator)
 	if err != nil {
 		return access.Proof{}, access.Verdict{}, err

@@ -2,11 +2,13 @@ package cli
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -21,7 +23,7 @@ stays up and prints the addresses and the folder: edit a file there and see the 
 Ctrl-C ends everything and leaves nothing behind.`
 
 func demoVerb(a *app) *cobra.Command {
-	d := &demo{app: a}
+	d := newDemo(a)
 	cmd := &cobra.Command{
 		Use:   "demo [--once] [--proxy auto|envoy|sandbox]",
 		Short: "Show everything on loopback, with nothing installed",
@@ -60,11 +62,22 @@ type demo struct {
 	once      bool
 	proxyKind string
 
-	// openRegistry makes a registry that lets everybody in: with it the story must fail.
+	// For tests. An open registry lets everybody in, and then the story must fail.
 	openRegistry bool
+	patience     time.Duration
+	password     func(user string) string
+	tokenMarker  string                   // part of every token of the registry
+	afterStory   func(*demoWorld)         // while everything still runs
 
 	tell   io.Writer // where the story is told while it happens; nil: nowhere
 	report DemoReport
+}
+
+// newDemo returns a demo as the verb runs it.
+func newDemo(a *app) *demo {
+	// How long one step waits for what it expects. The demo's intervals are seconds, so a
+	// step that takes longer has failed.
+	return &demo{app: a, patience: 15 * time.Second, password: func(string) string { return rand.Text() }}
 }
 
 func (d *demo) main(ctx context.Context, out *output) error {
@@ -77,6 +90,9 @@ func (d *demo) main(ctx context.Context, out *output) error {
 		return err
 	}
 	err = d.story(ctx, w)
+	if d.afterStory != nil {
+		d.afterStory(w)
+	}
 	if err == nil && !d.once && d.report.Passed {
 		err = d.stay(ctx, w)
 	}

@@ -11,10 +11,6 @@ import (
 	"github.com/stileproject/stile/internal/engine"
 )
 
-// patience is how long one step waits for what it expects. The demo's intervals are
-// seconds, so a step that takes longer has failed.
-const patience = 15 * time.Second
-
 // story runs the steps in order. Those that others build on end the story when they fail.
 func (d *demo) story(ctx context.Context, w *demoWorld) error {
 	d.report = DemoReport{APIVersion: apiVersion, Kind: "DemoReport", Passed: true, Proxy: w.proxyName()}

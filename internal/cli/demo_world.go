@@ -59,7 +59,7 @@ func (d *demo) build(ctx context.Context) (_ *demoWorld, err error) {
 	}
 	w := &demoWorld{
 		demo: d, envoy: envoy, images: map[string]string{}, proxies: map[string]demoProxy{},
-		password: map[string]string{"team-a": rand.Text(), "team-b": rand.Text(), "publisher": rand.Text()},
+		password: map[string]string{"team-a": d.password("team-a"), "team-b": d.password("team-b"), "publisher": d.password("publisher")},
 		client:   &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
 		sent:     http.Header{},
 		died:     make(chan error, 1),
@@ -84,7 +84,7 @@ func (d *demo) build(ctx context.Context) (_ *demoWorld, err error) {
 	if d.openRegistry {
 		mode = localregistry.Open
 	}
-	w.registry, err = localregistry.Start(localregistry.Options{Mode: mode, Users: w.password, TokenLife: time.Second})
+	w.registry, err = localregistry.Start(localregistry.Options{Mode: mode, Users: w.password, TokenLife: time.Second, TokenMarker: d.tokenMarker})
 	if err != nil {
 		return w, fmt.Errorf("demo: %w", err)
 	}
@@ -278,7 +278,7 @@ func (w *demoWorld) startProxy(ctx context.Context, id, namespace string) (demoP
 	if err != nil {
 		return demoProxy{}, fmt.Errorf("proxy %s: %w", id, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*patience)
+	ctx, cancel := context.WithTimeout(ctx, 2*w.demo.patience)
 	defer cancel()
 	address, err := p.Address(ctx, "http")
 	if err != nil {
@@ -382,7 +382,7 @@ func (w *demoWorld) get(ctx context.Context, proxy string) (demoAnswer, error) {
 // waitFor sends requests until one meets the status and the trail.
 func (w *demoWorld) waitFor(ctx context.Context, proxy string, code int, trail string) (demoAnswer, error) {
 	var got demoAnswer
-	err := poll(ctx, func() error {
+	err := w.poll(ctx, func() error {
 		var err error
 		if got, err = w.get(ctx, proxy); err != nil {
 			return err
@@ -398,7 +398,7 @@ func (w *demoWorld) waitFor(ctx context.Context, proxy string, code int, trail s
 // until asks the admin API for a plugin until its status is as expected.
 func (w *demoWorld) until(ctx context.Context, plugin string, ok func(engine.PluginStatus) error) (engine.PluginStatus, error) {
 	var found engine.PluginStatus
-	err := poll(ctx, func() error {
+	err := w.poll(ctx, func() error {
 		var list struct{ Items []engine.PluginStatus }
 		if err := w.admin(ctx, "/api/v1/plugins", &list); err != nil {
 			return err
@@ -415,8 +415,8 @@ func (w *demoWorld) until(ctx context.Context, plugin string, ok func(engine.Plu
 }
 
 // poll tries until there is no error, patience ends or the error is final.
-func poll(ctx context.Context, try func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (w *demoWorld) poll(ctx context.Context, try func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, w.demo.patience)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -431,7 +431,7 @@ func poll(ctx context.Context, try func() error) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("not within %s: %w", patience, err)
+			return fmt.Errorf("not within %s: %w", w.demo.patience, err)
 		case <-tick.C:
 		}
 	}

@@ -26,6 +26,14 @@ func outputFlag(cmd *cobra.Command) *output {
 	return o
 }
 
+// formatFlag adds -o to a verb whose --output is a file. The flag's long name is --format.
+func formatFlag(cmd *cobra.Command) *output {
+	o := &output{}
+	cmd.Flags().VarP(newChoice(&o.format, "table", "table", "wide", "json", "yaml", "name"), "format", "o",
+		"form of the answer: table, wide, json, yaml or name")
+	return o
+}
+
 // answer is what a verb prints. Value is the JSON and YAML form; Names are the lines of
 // "-o name"; Table writes the form for people, with more columns where wide is set.
 type answer struct {

@@ -47,10 +47,16 @@ func newRoot(a *app) *cobra.Command {
 
 // verbs are the constructors of all verbs, in the order in which help lists them.
 var verbs = []func(*app) *cobra.Command{
+	demoVerb,
 	serveVerb,
 	validateVerb,
 	explainVerb,
 	accessVerb,
+	inspectVerb,
+	pullVerb,
+	pushVerb,
+	checkVerb,
+	statusVerb,
 	configVerb,
 	versionVerb,
 	completionVerb,

@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stileproject/stile/api/v1alpha1"
+	"github.com/stileproject/stile/internal/wasm"
+)
+
+// checkReport is the JSON of "stile check".
+type checkReport struct {
+	APIVersion string         `json:"apiVersion"`
+	Kind       string         `json:"kind"`
+	Reference  string         `json:"reference"`
+	Findings   []wasm.Finding `json:"findings"`
+}
+
+func checkVerb(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check FILE|IMAGE|URL",
+		Short: "Would Envoy load this module?",
+		Long: `Reads the module's sections and reports everything that keeps Envoy from loading it, or may,
+each with what to do about it. Exits with 3 if any finding is an error.`,
+		Example: `  stile check filter.wasm
+  stile check registry.example/team/filter:v1 --type NETWORK -o json`,
+		Args: arguments(1, 1, "FILE|IMAGE|URL"),
+	}
+	var pluginType string
+	cmd.Flags().Var(newChoice(&pluginType, string(v1alpha1.TypeHTTP), string(v1alpha1.TypeHTTP), string(v1alpha1.TypeNetwork)), "type", "type of the plugin that the module is for: HTTP or NETWORK")
+	out := outputFlag(cmd)
+	in := registryFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		r, err := a.check(cmd.Context(), in, args[0], pluginType)
+		if err != nil {
+			return err
+		}
+		if err := out.print(a.stdout, checkAnswer(r)); err != nil {
+			return err
+		}
+		if wasm.Invalid(r.Findings) {
+			return silent(Findings)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func (a *app) check(ctx context.Context, in *registryInput, arg, pluginType string) (*checkReport, error) {
+	t, err := parseTarget("check", arg, true)
+	if err != nil {
+		return nil, err
+	}
+	module, findings, err := a.examine(ctx, in, t)
+	if err != nil {
+		return nil, err
+	}
+	if !wasm.Invalid(findings) {
+		findings = append(findings, wasm.CheckType(module, pluginType)...)
+	}
+	if findings == nil {
+		findings = []wasm.Finding{}
+	}
+	return &checkReport{APIVersion: apiVersion, Kind: "CheckReport", Reference: displayTarget(t), Findings: findings}, nil
+}
+
+// examine returns what a module is and what is wrong with it.
+func (a *app) examine(ctx context.Context, in *registryInput, t target) (wasm.Module, []wasm.Finding, error) {
+	if t.file != "" {
+		data, err := readModule("check", t.file)
+		if err != nil {
+			return wasm.Module{}, nil, err
+		}
+		module, findings := wasm.Inspect(data)
+		return module, findings, nil
+	}
+	ctx, b, err := in.openBench(ctx, a, t)
+	if err != nil {
+		return wasm.Module{}, nil, err
+	}
+	defer b.close()
+	m, err := b.fetch(ctx, in, a, t, "")
+	if err != nil && len(m.Findings) == 0 {
+		return wasm.Module{}, nil, contentFailure(err)
+	}
+	return m.Info, m.Findings, nil
+}
+
+func checkAnswer(r *checkReport) answer {
+	var names []string
+	for _, f := range r.Findings {
+		names = append(names, f.Reason)
+	}
+	return answer{Value: r, Names: names, Table: func(w io.Writer, wide bool) {
+		for _, f := range r.Findings {
+			text := fmt.Sprintf("%s: %s", f.Severity, f.Message)
+			if wide {
+				text += " [" + f.Reason + "]"
+			}
+			_, _ = fmt.Fprintln(w, printable(text))
+			if f.Fix != "" {
+				_, _ = fmt.Fprintln(w, printable("  "+f.Fix))
+			}
+		}
+		if len(r.Findings) == 0 {
+			_, _ = fmt.Fprintln(w, "nothing known keeps Envoy from loading it")
+		}
+	}}
+}
