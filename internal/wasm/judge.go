@@ -19,52 +19,9 @@ const (
 	largeCustom      = 4 << 20                // bytes of names and debug information
 )
 
-// The functions that Envoy gives to modules, read in proxy-wasm-cpp-host: in all ABI
-// versions, and in some alone.
-var (
-	hostFunctions = set("proxy_",
-		"log", "get_status", "set_property", "get_property", "send_local_response",
-		"get_shared_data", "set_shared_data",
-		"register_shared_queue", "resolve_shared_queue", "dequeue_shared_queue", "enqueue_shared_queue",
-		"get_header_map_value", "add_header_map_value", "replace_header_map_value", "remove_header_map_value",
-		"get_header_map_pairs", "set_header_map_pairs", "get_header_map_size",
-		"get_buffer_status", "get_buffer_bytes", "set_buffer_bytes",
-		"http_call", "grpc_call", "grpc_stream", "grpc_close", "grpc_cancel", "grpc_send",
-		"set_tick_period_milliseconds", "get_current_time_nanoseconds",
-		"define_metric", "increment_metric", "record_metric", "get_metric",
-		"set_effective_context", "done", "call_foreign_function")
-	hostFunctionsByABI = map[string]map[string]bool{
-		"0.1.0": set("proxy_", "get_configuration", "continue_request", "continue_response", "clear_route_cache"),
-		"0.2.0": set("proxy_", "continue_stream", "close_stream"),
-		"0.2.1": set("proxy_", "continue_stream", "close_stream", "get_log_level"),
-	}
-	runtimeFunctions = set("", "pthread_equal", "emscripten_notify_memory_growth")
-	wasiFunctions    = set("",
-		"fd_write", "fd_read", "fd_seek", "fd_close", "fd_fdstat_get", "fd_fdstat_set_flags",
-		"fd_prestat_get", "fd_prestat_dir_name", "path_open", "path_filestat_get",
-		"environ_get", "environ_sizes_get", "args_get", "args_sizes_get",
-		"clock_time_get", "random_get", "sched_yield", "poll_oneoff", "proc_exit")
-	httpCallbacks = []string{
-		"proxy_on_request_headers", "proxy_on_request_body", "proxy_on_request_trailers", "proxy_on_request_metadata",
-		"proxy_on_response_headers", "proxy_on_response_body", "proxy_on_response_trailers", "proxy_on_response_metadata",
-	}
-	networkCallbacks = []string{
-		"proxy_on_new_connection", "proxy_on_downstream_data", "proxy_on_upstream_data",
-		"proxy_on_downstream_connection_close", "proxy_on_upstream_connection_close",
-	}
-)
-
-func set(prefix string, names ...string) map[string]bool {
-	s := make(map[string]bool, len(names))
-	for _, n := range names {
-		s[prefix+n] = true
-	}
-	return s
-}
-
 // judge returns everything that is wrong with a module that could be read, and
 // fills in the types that it has callbacks for. The order is that of the checks.
-func judge(m *Module, e exports) []Finding {
+func judge(m *Module, e *details) []Finding {
 	var findings []Finding
 	add := func(severity, reason, fix, message string, args ...any) {
 		findings = append(findings, Finding{Severity: severity, Reason: reason, Message: fmt.Sprintf(message, args...), Fix: fix})
@@ -78,17 +35,22 @@ func judge(m *Module, e exports) []Finding {
 		add(SeverityError, "UnknownABI", "build with an SDK of ABI version 0.2.1",
 			"the module is made for Proxy-Wasm ABI %s; Envoy knows 0.1.0, 0.2.0 and 0.2.1", quoteAll(m.ABI))
 	}
-	if unknown := unknownImports(m.Functions, abi); len(unknown) > 0 {
+	unknown, differing := foreign(e, abi)
+	if len(unknown) > 0 {
 		add(SeverityError, "UnknownImport", "build without what needs these functions (files, sockets, threads, another host's extensions)",
 			"the module imports what Envoy does not have: %s", quoteAll(unknown))
 	}
+	if len(differing) > 0 {
+		add(SeverityError, "ImportSignature", "build with an SDK of the module's ABI version",
+			"the module imports functions with other parameters or results than Envoy's: %s", listAll(differing))
+	}
 	if len(e.hidden) > 0 {
-		add(SeverityError, "UnknownImport", "let the module define its own memory, tables and globals (no --import-memory)",
-			"the module imports what is no function, and Envoy gives none: %s", quoteAll(e.hidden))
+		add(SeverityError, "UnknownImport", "let the module define its own globals (no dynamic linking)",
+			"the module imports globals or tags, and Envoy gives none: %s", quoteAll(e.hidden))
 	}
 	if !e.memory {
-		add(SeverityError, "NoMemory", "export the module's memory under the name memory",
-			"the module exports no memory: the host could hand it nothing")
+		add(SeverityWarning, "NoMemory", "export the module's memory under the name memory",
+			"the module exports no memory: Envoy loads it and can hand it nothing")
 	}
 	switch {
 	case m.MemoryMin > hostMemoryPages:
@@ -98,9 +60,14 @@ func judge(m *Module, e exports) []Finding {
 		add(SeverityWarning, "MemoryLarge", "lower the initial memory; 16 MiB suffice most plugins",
 			"the module starts with %d MiB of memory, in each worker thread of each proxy", m.MemoryMin/16)
 	}
-	if !e.functions["malloc"] && !e.functions["proxy_on_memory_allocate"] {
+	_, malloc := e.functions["malloc"]
+	if _, allocate := e.functions["proxy_on_memory_allocate"]; !malloc && !allocate {
 		add(SeverityError, "NoAllocator", "export proxy_on_memory_allocate (SDKs do) or malloc",
 			"the module exports neither malloc nor proxy_on_memory_allocate: Envoy refuses it")
+	}
+	if wrong := miscalled(m, e, abi); len(wrong) > 0 {
+		add(SeverityError, "CallbackSignature", "build with an SDK of the module's ABI version",
+			"the module exports callbacks with other parameters or results than Envoy calls them with: %s", listAll(wrong))
 	}
 	if m.Start {
 		add(SeverityWarning, "StartFunction", "move that code to _initialize, which hosts call when they are ready",
@@ -128,42 +95,43 @@ func chosenABI(versions []string) string {
 	return ""
 }
 
-// unknownImports returns the functions that Envoy does not have, sorted. Where the
-// ABI is unknown, those of all versions count as known: one fault, one finding.
-func unknownImports(functions []string, abi string) []string {
-	var unknown []string
-	for _, full := range functions {
-		module, name, _ := strings.Cut(full, ".")
-		if !knownImport(module, name, abi) {
-			unknown = append(unknown, full)
+// foreign returns the imported functions that Envoy does not have, and those that it
+// has with another signature, sorted.
+func foreign(e *details, abi string) (unknown, differing []string) {
+	for _, f := range e.imports {
+		want, known := importSignature(f.full, abi)
+		got := e.signature(f.typeIndex)
+		switch {
+		case !known:
+			unknown = append(unknown, f.full)
+		case got != want && got != anySignature:
+			differing = append(differing, fmt.Sprintf("%s has %s, Envoy's has %s", f.full, readable(got), readable(want)))
 		}
 	}
 	slices.Sort(unknown)
-	return unknown
+	slices.Sort(differing)
+	return slices.Compact(unknown), slices.Compact(differing)
 }
 
-func knownImport(module, name, abi string) bool {
-	switch module {
-	case "env":
-		if hostFunctions[name] || runtimeFunctions[name] {
-			return true
+// miscalled returns the exported callbacks that Envoy calls with another signature.
+func miscalled(m *Module, e *details, abi string) []string {
+	var wrong []string
+	for name := range e.functions {
+		want, got := callbackSignature(name, abi), e.exported(m, name)
+		if want != anySignature && got != anySignature && got != want {
+			wrong = append(wrong, fmt.Sprintf("%s has %s, Envoy wants %s", name, readable(got), readable(want)))
 		}
-		for version, functions := range hostFunctionsByABI {
-			if (abi == "" || version == abi) && functions[name] {
-				return true
-			}
-		}
-		return false
-	case "wasi_snapshot_preview1", "wasi_unstable":
-		return wasiFunctions[name]
-	default:
-		return false
 	}
+	slices.Sort(wrong)
+	return wrong
 }
 
-func typesOf(functions map[string]bool) []string {
+func typesOf(functions map[string]uint32) []string {
 	var types []string
-	exported := func(name string) bool { return functions[name] }
+	exported := func(name string) bool {
+		_, ok := functions[name]
+		return ok
+	}
 	if slices.ContainsFunc(httpCallbacks, exported) {
 		types = append(types, HTTP)
 	}
@@ -173,22 +141,23 @@ func typesOf(functions map[string]bool) []string {
 	return types
 }
 
-// quoteAll writes names as text that is safe to print, at most ten of them.
+// quoteAll writes names from a stranger as text that is safe to print.
 func quoteAll(names []string) string {
-	const most = 10
-	var b strings.Builder
+	quoted := make([]string, len(names))
 	for i, n := range names {
-		if i == most {
-			fmt.Fprintf(&b, " and %d more", len(names)-most)
-			break
-		}
-		if i > 0 {
-			b.WriteString(", ")
-		}
 		if len(n) > 100 {
 			n = n[:100] + "…"
 		}
-		fmt.Fprintf(&b, "%q", n)
+		quoted[i] = fmt.Sprintf("%q", n)
 	}
-	return b.String()
+	return listAll(quoted)
+}
+
+// listAll joins at most ten texts.
+func listAll(texts []string) string {
+	const most = 10
+	if n := len(texts); n > most {
+		return strings.Join(texts[:most], ", ") + fmt.Sprintf(" and %d more", n-most)
+	}
+	return strings.Join(texts, ", ")
 }

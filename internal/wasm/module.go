@@ -9,11 +9,13 @@ import (
 
 // The ids of the sections that are looked into; all others are read past.
 const (
-	sectionCustom = 0
-	sectionImport = 2
-	sectionMemory = 5
-	sectionExport = 7
-	sectionStart  = 8
+	sectionCustom   = 0
+	sectionType     = 1
+	sectionImport   = 2
+	sectionFunction = 3
+	sectionMemory   = 5
+	sectionExport   = 7
+	sectionStart    = 8
 )
 
 // order is the place of each section that may appear at most once. Sections with
@@ -33,18 +35,51 @@ const (
 // no host has anywhere near as many functions. What is beyond is counted.
 const maxFunctions = 4096
 
-// exports is what judge needs of the export section.
-type exports struct {
-	functions map[string]bool // by name
-	memory    bool            // a memory named "memory", as hosts look for it
-	hidden    []string        // "module.name" of imports that are no functions
+// maxTypes bounds the types that are kept; runtimes allow a million, of which Proxy-Wasm
+// modules use some dozens. Functions of types beyond have anySignature.
+const maxTypes = 1 << 16
+
+// maxDefined is how many functions a module may define: V8's limit.
+const maxDefined = 1_000_000
+
+// details is what judge needs of a module besides what Module tells.
+type details struct {
+	types     []string // signatures
+	imports   []function
+	defined   []uint32          // index of the type of each function that the module defines
+	functions map[string]uint32 // exported functions by name: index
+	memory    bool              // a memory is exported, or imported from the host
+	hidden    []string          // "module.name" of imports that no host gives: globals, tags
+}
+
+// function is an import: its name and the index of its type.
+type function struct {
+	full      string
+	typeIndex uint32
+}
+
+// signature of the type with the index.
+func (d *details) signature(typeIndex uint32) string {
+	if int64(typeIndex) < int64(len(d.types)) {
+		return d.types[typeIndex]
+	}
+	return anySignature
+}
+
+// exported returns the signature of an exported function of the module itself.
+func (d *details) exported(m *Module, name string) string {
+	index := int64(d.functions[name]) - int64(m.Imports)
+	if index < 0 || index >= int64(len(d.defined)) {
+		return anySignature
+	}
+	return d.signature(d.defined[index])
 }
 
 // readModule reads a module to its end. The finding says why it is no module that
 // can be read; the scanner's own error says that its reader failed.
-func readModule(s *scanner) (Module, exports, *Finding) {
+func readModule(s *scanner) (Module, *details, *Finding) {
 	m := Module{}
-	e := exports{functions: map[string]bool{}}
+	e := &details{functions: map[string]uint32{}}
 	if f := readHeader(s); f != nil {
 		return m, e, f
 	}
@@ -73,7 +108,7 @@ func readModule(s *scanner) (Module, exports, *Finding) {
 			last = place
 		}
 		s.left = int64(size)
-		if err := readSection(s, id, &m, &e); err != nil {
+		if err := readSection(s, id, &m, e); err != nil {
 			return m, e, malformed(s, name, err)
 		}
 		if id == sectionCustom {
@@ -83,9 +118,13 @@ func readModule(s *scanner) (Module, exports, *Finding) {
 	}
 }
 
-func readSection(s *scanner, id byte, m *Module, e *exports) error {
+func readSection(s *scanner, id byte, m *Module, e *details) error {
 	var err error
 	switch id {
+	case sectionType:
+		err = readTypes(s, e)
+	case sectionFunction:
+		err = readFunctions(s, e)
 	case sectionImport:
 		err = readImports(s, m, e)
 	case sectionMemory:
@@ -167,7 +206,87 @@ func vector(s *scanner, each func() error) error {
 	return nil
 }
 
-func readImports(s *scanner, m *Module, e *exports) error {
+// readTypes keeps the signatures of the functions. A type that is no plain function, as
+// garbage-collected languages have, ends it: the rest is anySignature.
+func readTypes(s *scanner, e *details) error {
+	n, err := s.uint32()
+	if err != nil {
+		return err
+	}
+	if int64(n) > s.left {
+		return errShort
+	}
+	for ; n > 0; n-- {
+		form, err := s.readByte()
+		if err != nil {
+			return err
+		}
+		if form != 0x60 || len(e.types) == maxTypes {
+			return s.skip(s.left)
+		}
+		params, plain, err := readValues(s)
+		if err != nil || !plain {
+			return errors.Join(err, s.skip(s.left))
+		}
+		results, plain, err := readValues(s)
+		if err != nil || !plain {
+			return errors.Join(err, s.skip(s.left))
+		}
+		signature := params + ">" + results
+		if strings.Contains(signature, anySignature) {
+			signature = anySignature
+		}
+		e.types = append(e.types, signature)
+	}
+	return nil
+}
+
+// readValues reads a list of value types as letters. It is not plain if one of them
+// takes more than a byte, whose number is then not known.
+func readValues(s *scanner) (letters string, plain bool, err error) {
+	const most = 64 // no host function has as many
+	b := make([]byte, 0, 16)
+	n, err := s.uint32()
+	if err != nil {
+		return "", false, err
+	}
+	if int64(n) > s.left {
+		return "", false, errShort
+	}
+	for ; n > 0; n-- {
+		t, err := s.readByte()
+		if err != nil {
+			return "", false, err
+		}
+		letter, known := valueLetters[t]
+		if !known {
+			return "", false, nil
+		}
+		if len(b) < most {
+			b = append(b, letter)
+		} else {
+			b[0] = anySignature[0]
+		}
+	}
+	return string(b), true, nil
+}
+
+// valueLetters are the value types of one byte; vectors and references have no letter
+// that a host function uses.
+var valueLetters = map[byte]byte{0x7f: 'i', 0x7e: 'I', 0x7d: 'f', 0x7c: 'F', 0x7b: 'v', 0x70: 'r', 0x6f: 'e'}
+
+func readFunctions(s *scanner, e *details) error {
+	return vector(s, func() error {
+		if len(e.defined) == maxDefined {
+			return fmt.Errorf("defines more than %d functions", maxDefined)
+		}
+		index, err := s.uint32()
+		e.defined = append(e.defined, uint32(index))
+		return err
+	})
+}
+
+func readImports(s *scanner, m *Module, e *details) error {
 	seen := map[string]bool{}
 	return vector(s, func() error {
 		module, err := s.name()
@@ -186,19 +305,25 @@ func readImports(s *scanner, m *Module, e *exports) error {
 		switch kind {
 		case kindFunction:
 			m.Imports++
-			if !seen[full] && len(seen) < maxFunctions {
-				seen[full] = true
-				m.Functions = append(m.Functions, full)
+			typeIndex, err := s.uint32()
+			if err == nil && len(e.imports) < maxFunctions {
+				e.imports = append(e.imports, function{full, uint32(typeIndex)})
+				if !seen[full] {
+					seen[full] = true
+					m.Functions = append(m.Functions, full)
+				}
 			}
-			_, err = s.uint32()
 			return err
 		case kindTable:
 			if _, err := s.readByte(); err != nil { // the type of the elements
 				return err
 			}
 			_, _, err = readLimits(s)
+			return err // Envoy makes the tables and memories that modules import
 		case kindMemory:
+			e.memory = true
 			m.MemoryMin, m.MemoryMax, err = readLimits(s)
+			return err
 		case kindGlobal:
 			err = s.skip(2) // type, mutability
 		case kindTag:
@@ -247,7 +372,7 @@ func readMemories(s *scanner, m *Module) error {
 	})
 }
 
-func readExports(s *scanner, m *Module, e *exports) error {
+func readExports(s *scanner, m *Module, e *details) error {
 	return vector(s, func() error {
 		name, err := s.name()
 		if err != nil {
@@ -261,16 +386,19 @@ func readExports(s *scanner, m *Module, e *exports) error {
 			return fmt.Errorf("exports %q of the unknown kind %d", name, kind)
 		}
 		m.Exports++
-		if kind == kindMemory && name == "memory" {
+		index, err := s.uint32()
+		if err != nil {
+			return err
+		}
+		if kind == kindMemory {
 			e.memory = true
 		}
-		if kind == kindFunction && !e.functions[name] && len(e.functions) < maxFunctions {
-			e.functions[name] = true
+		if _, twice := e.functions[name]; kind == kindFunction && !twice && len(e.functions) < maxFunctions {
+			e.functions[name] = uint32(index)
 			if version, ok := strings.CutPrefix(name, abiMarker); ok && len(version) <= 16 {
 				m.ABI = append(m.ABI, strings.ReplaceAll(version, "_", "."))
 			}
 		}
-		_, err = s.uint32()
-		return err
+		return nil
 	})
 }

@@ -24,18 +24,20 @@ func reasons(findings []Finding) []string {
 	return r
 }
 
-func TestInspect(t *testing.T) {
-	t.Parallel()
+// judged is a module and what is found wrong with it.
+type judged struct {
+	story string
+	bytes []byte
+	want  []string
+}
+
+func judgedModules() []judged {
 	without := func(name string) []string {
 		return slices.DeleteFunc(wasmtest.Default(), func(n string) bool { return n == name })
 	}
 	with := func(names ...string) []string { return append(wasmtest.Default(), names...) }
 	good := wasmtest.Module(wasmtest.Options{})
-	for _, row := range []struct {
-		story string
-		bytes []byte
-		want  []string
-	}{
+	return []judged{
 		{"a good module", good, nil},
 		{"nothing at all", nil, []string{"error NotWasm"}},
 		{"text", []byte("(module)"), []string{"error NotWasm"}},
@@ -52,8 +54,10 @@ func TestInspect(t *testing.T) {
 		{"an unknown ABI beside a known one", wasmtest.Module(wasmtest.Options{Functions: with("proxy_abi_version_0_3_0")}), nil},
 		{"no allocator", wasmtest.Module(wasmtest.Options{Functions: without("malloc")}), []string{"error NoAllocator"}},
 		{"the other allocator", wasmtest.Module(wasmtest.Options{Functions: append(without("malloc"), "proxy_on_memory_allocate")}), nil},
-		{"no memory", wasmtest.Module(wasmtest.Options{NoMemory: true}), []string{"error NoMemory"}},
-		{"an imported memory", wasmtest.Module(wasmtest.Options{ImportMemory: true}), []string{"error UnknownImport", "error NoMemory"}},
+		{"no memory", wasmtest.Module(wasmtest.Options{NoMemory: true}), []string{"warning NoMemory"}},
+		{"an imported memory", wasmtest.Module(wasmtest.Options{ImportMemory: true}), nil},
+		{"an imported table", wasmtest.Module(wasmtest.Options{ImportTable: true}), nil},
+		{"an imported global", wasmtest.Module(wasmtest.Options{ImportGlobal: true}), []string{"error UnknownImport"}},
 		{"more memory than a host gives", wasmtest.Module(wasmtest.Options{MemoryMin: 20000}), []string{"error MemoryTooLarge"}},
 		{"much memory", wasmtest.Module(wasmtest.Options{MemoryMin: 4096}), []string{"warning MemoryLarge"}},
 		{"a start function", wasmtest.Module(wasmtest.Options{Start: true}), []string{"warning StartFunction"}},
@@ -63,10 +67,20 @@ func TestInspect(t *testing.T) {
 		{"an import of another host", wasmtest.Module(wasmtest.Options{Imports: []string{"env.proxy_make_coffee"}}), []string{"error UnknownImport"}},
 		{"an import of another module", wasmtest.Module(wasmtest.Options{Imports: []string{"go.runtime"}}), []string{"error UnknownImport"}},
 		{"an import of an older ABI", wasmtest.Module(wasmtest.Options{Imports: []string{"env.proxy_continue_request"}}), []string{"error UnknownImport"}},
+		{"a host function with other parameters", wasmtest.Module(wasmtest.Options{Imports: []string{"env.proxy_log:ii>i"}}), []string{"error ImportSignature"}},
+		{"a host function that returns more", wasmtest.Module(wasmtest.Options{Imports: []string{"wasi_snapshot_preview1.proc_exit:i>i"}}), []string{"error ImportSignature"}},
+		{"a callback with other parameters", wasmtest.Module(wasmtest.Options{Functions: with("proxy_on_tick:i>i")}), []string{"error CallbackSignature"}},
+		{"the callbacks of an older ABI", wasmtest.Module(wasmtest.Options{Functions: []string{"proxy_abi_version_0_1_0", "malloc", "proxy_on_request_headers:ii>i"}}), nil},
+		{"the callbacks of an older ABI under the newer marker", wasmtest.Module(wasmtest.Options{Functions: []string{"proxy_abi_version_0_2_1", "malloc", "proxy_on_request_headers:ii>i"}}), []string{"error CallbackSignature"}},
 		{"everything at once", wasmtest.Module(wasmtest.Options{
 			Functions: []string{"main"}, NoMemory: true, Start: true, Imports: []string{"env.x"},
-		}), []string{"error NoABI", "error UnknownImport", "error NoMemory", "error NoAllocator", "warning StartFunction"}},
-	} {
+		}), []string{"error NoABI", "error UnknownImport", "warning NoMemory", "error NoAllocator", "warning StartFunction"}},
+	}
+}
+
+func TestInspect(t *testing.T) {
+	t.Parallel()
+	for _, row := range judgedModules() {
 		t.Run(row.story, func(t *testing.T) {
 			t.Parallel()
 			_, findings := Inspect(row.bytes)
