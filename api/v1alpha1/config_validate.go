@@ -44,9 +44,6 @@ func (c *Config) Findings() []Finding {
 	}
 	positive(&f, "store.maxSize", c.Store.MaxSize)
 	positive(&f, "store.maxPerNamespace", c.Store.MaxPerNamespace)
-	if c.Store.MaxPerNamespace > c.Store.MaxSize {
-		f.invalid("store.maxPerNamespace", "must not be larger than store.maxSize")
-	}
 	c.validateServers(&f)
 	c.validateAccess(&f)
 	positive(&f, "fetch.maxModuleSize", c.Fetch.MaxModuleSize)

@@ -88,12 +88,12 @@ func parse(c chunk) (*yaml.Node, error) {
 		if errors.Is(err, io.EOF) {
 			return nil, nil
 		}
-		return nil, yamlSyntax(err, c.line)
+		return nil, yamlSyntax(err, c)
 	}
 	var more yaml.Node
 	if err := d.Decode(&more); !errors.Is(err, io.EOF) {
 		if err != nil {
-			return nil, yamlSyntax(err, c.line)
+			return nil, yamlSyntax(err, c)
 		}
 		return nil, &syntaxError{c.line + more.Line, `a second document begins here: write "---" before it`}
 	}
@@ -103,17 +103,22 @@ func parse(c chunk) (*yaml.Node, error) {
 	return doc.Content[0], nil
 }
 
+// unknownAnchor is the one message of the parser that repeats text of the document, which
+// may be a password that begins with "*".
+var unknownAnchor = regexp.MustCompile(`unknown anchor '.*' referenced`)
+
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
 
-// yamlSyntax takes the line out of the parser's error and makes it the file's.
-func yamlSyntax(err error, base int) *syntaxError {
+// yamlSyntax takes the line out of the parser's error and makes it the file's. The parser
+// may count further than the document goes.
+func yamlSyntax(err error, c chunk) *syntaxError {
 	m := yamlLine.FindStringSubmatch(strings.ReplaceAll(err.Error(), "\n", " "))
 	if m == nil {
-		return &syntaxError{message: "is not YAML: " + err.Error()}
+		return &syntaxError{message: "is not YAML"}
 	}
-	e := &syntaxError{message: "is not YAML: " + m[2]}
+	e := &syntaxError{message: "is not YAML: " + unknownAnchor.ReplaceAllString(m[2], `a value that begins with "*" names an anchor that is not there: put it in quotes`)}
 	if n, err := strconv.Atoi(m[1]); err == nil {
-		e.line = base + n
+		e.line = c.line + min(n, 1+bytes.Count(bytes.TrimRight(c.text, "\n"), []byte("\n")))
 	}
 	return e
 }
