@@ -28,7 +28,14 @@ type tokenKey struct{ realm, service, scope string }
 
 type token struct {
 	value   secret.Secret
+	minted  time.Time
 	useless time.Time // from then on it is not used
+}
+
+// turn lets one at a time ask for a token of one kind; the others find it made.
+type turn struct {
+	place chan struct{}
+	users int // who waits or has it; guarded by the session's mutex
 }
 
 // permit is what a request carries to be let in.
@@ -50,9 +57,9 @@ func (s *session) ask(ctx context.Context, q call, r Reference, rights string, f
 	if err != nil || a.StatusCode != http.StatusUnauthorized || a.redirected || s.only(q.url, "own") == "" {
 		return a, err // a challenge that is met after a redirect or elsewhere is never answered
 	}
-	changed := s.learn(readChallenge(a.Header))
-	held := strings.HasPrefix(p.header, "Bearer ") && !p.minted && s.credential.bearer.Empty()
-	if !changed && !held {
+	asked := readChallenge(a.Header)
+	// A refusal that asks for nothing known says nothing new: what the ping said stays.
+	if changed := asked.scheme != schemeOther && s.learn(asked); !s.another(p, asked, changed) {
 		a.account = strings.HasPrefix(p.header, "Basic ")
 		return a, nil
 	}
@@ -66,6 +73,19 @@ func (s *session) ask(ctx context.Context, q call, r Reference, rights string, f
 		a.account = a.StatusCode == http.StatusUnauthorized && !a.redirected && strings.HasPrefix(p.header, "Basic ")
 	}
 	return a, err
+}
+
+// another reports whether a request that was refused with p in it is worth sending
+// again: with a token, if the one sent was held or another realm gives them; with the
+// user name and password, if they were not sent.
+func (s *session) another(p permit, asked challenge, changed bool) bool {
+	switch asked.scheme {
+	case schemeBearer:
+		return s.credential.bearer.Empty() && (changed || !p.minted)
+	case schemeBasic:
+		return s.credential.bearer.Empty() && s.basic() != "" && s.basic() != p.header
+	}
+	return false
 }
 
 // only returns header if u is at the registry itself: uploads may lead elsewhere.
@@ -154,35 +174,68 @@ func (s *session) unlearn() {
 }
 
 // token returns a bearer token for scope: one that is held, unless a fresh one is
-// wanted, or a new one.
+// wanted, or a new one. Fresh is what was asked for after this call began.
 func (s *session) token(ctx context.Context, asked challenge, scope string, fresh bool) (permit, error) {
 	key := tokenKey{realm: asked.realm, service: asked.service, scope: scope}
-	if !fresh {
-		if held, ok := s.held(key); ok {
-			return permit{header: "Bearer " + string(held.Reveal())}, nil
-		}
+	began := time.Now()
+	if t, ok := s.held(key); ok && !fresh {
+		return t.permit(began), nil
+	}
+	done, err := s.take(ctx, key)
+	if err != nil {
+		return permit{}, err
+	}
+	defer done()
+	if t, ok := s.held(key); ok && (!fresh || !t.minted.Before(began)) {
+		return t.permit(began), nil
 	}
 	value, life, err := s.exchange(ctx, asked, scope)
 	if err != nil {
-		s.unlearn()
+		s.unlearn() // the registry may have moved its token endpoint
 		return permit{}, err
 	}
-	s.keep(key, value, life)
-	return permit{header: "Bearer " + string(value.Reveal()), minted: true}, nil
+	return s.keep(key, value, life).permit(began), nil
 }
 
-func (s *session) held(key tokenKey) (secret.Secret, bool) {
+func (t token) permit(began time.Time) permit {
+	return permit{header: "Bearer " + string(t.value.Reveal()), minted: !t.minted.Before(began)}
+}
+
+// take waits for the turn to ask for a token.
+func (s *session) take(ctx context.Context, key tokenKey) (done func(), err error) {
+	s.mu.Lock()
+	t := s.minting[key]
+	if t == nil {
+		t = &turn{place: make(chan struct{}, 1)}
+		s.minting[key] = t
+	}
+	t.users++
+	s.mu.Unlock()
+	leave := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if t.users--; t.users == 0 {
+			delete(s.minting, key)
+		}
+	}
+	select {
+	case t.place <- struct{}{}:
+		return func() { <-t.place; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, &Error{Kind: Unavailable, Err: ctx.Err()}
+	}
+}
+
+func (s *session) held(key tokenKey) (token, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t := s.tokens[key]
-	if t == nil || !time.Now().Before(t.useless) {
-		return secret.Secret{}, false
-	}
-	return t.value, true
+	t, ok := s.tokens[key]
+	return t, ok && time.Now().Before(t.useless)
 }
 
 // keep holds a token for nine tenths of its life, and never beyond TokenMaxAge.
-func (s *session) keep(key tokenKey, value secret.Secret, life time.Duration) {
+func (s *session) keep(key tokenKey, value secret.Secret, life time.Duration) token {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -196,7 +249,9 @@ func (s *session) keep(key tokenKey, value secret.Secret, life time.Duration) {
 	if len(s.tokens) >= maxTokens {
 		clear(s.tokens) // rare; each then costs one request to have again
 	}
-	s.tokens[key] = &token{value: value, useless: now.Add(min(life*9/10, s.client.settings.TokenMaxAge))}
+	t := token{value: value, minted: now, useless: now.Add(min(life*9/10, s.client.settings.TokenMaxAge))}
+	s.tokens[key] = t
+	return t
 }
 
 // exchange asks the realm for a token. The realm's answer is followed nowhere.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -44,12 +45,28 @@ func (c *Client) check(ctx context.Context, r Reference, cred Credential, t Trus
 	if !o.Get {
 		d, err, settled := s.head(ctx, r, o.FreshToken)
 		if settled {
-			return d, err
+			return d, s.explain(err)
 		}
 		o.FreshToken = false // what head used is fresh enough
 	}
 	m, err := s.manifest(ctx, r, o.FreshToken)
-	return m.Descriptor, err
+	return m.Descriptor, s.explain(err)
+}
+
+// explain says of a refusal that it was met without any credential. It says no more
+// than that: a verdict is shared by those who have the same right, and the name of
+// one's Secret is not the others' business.
+func (s *session) explain(err error) error {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || e.Kind != Unauthorized || !s.credential.Anonymous() {
+		return err
+	}
+	own := *e
+	own.Err = errors.New("asked without a credential, because no pull secret has an entry for this repository")
+	if e.Err != nil {
+		own.Err = fmt.Errorf("%w: %w", own.Err, e.Err)
+	}
+	return &own
 }
 
 // head asks by HEAD. It is not settled where a GET must be asked.
@@ -112,8 +129,19 @@ func (s *session) manifest(ctx context.Context, r Reference, fresh bool) (Manife
 		return Manifest{}, &Error{Kind: Mismatch, Status: a.StatusCode, Err: fmt.Errorf("the registry delivered %s", digest)}
 	case digestForm.MatchString(claimed) && claimed != digest:
 		return Manifest{}, &Error{Kind: Mismatch, Status: a.StatusCode, Err: errors.New("the registry delivered other bytes than it announced")}
+	case r.Digest() == "" && !isManifest(raw):
+		// The page of an ingress or a captive portal, perhaps: it answers 200 to anything.
+		return Manifest{}, &Error{Kind: Unavailable, Status: a.StatusCode, Err: errors.New("the answer is no manifest")}
 	}
 	return Manifest{Descriptor: Descriptor{MediaType: mediaType(a.Header), Digest: digest, Size: int64(len(raw))}, Raw: raw}, nil
+}
+
+// isManifest reports whether raw has what every manifest and index has.
+func isManifest(raw []byte) bool {
+	var m struct {
+		SchemaVersion int `json:"schemaVersion"`
+	}
+	return json.Unmarshal(raw, &m) == nil && m.SchemaVersion > 0
 }
 
 func (s *session) manifestURL(r Reference) *url.URL {

@@ -28,7 +28,7 @@ type Client struct {
 	allow      []string
 	guard      *guard
 	roots      *x509.CertPool // for hosts without their own; nil = the system's
-	total      slots
+	total      hostSlots      // over all registries
 	metrics    *metrics
 	log        *slog.Logger
 
@@ -78,7 +78,7 @@ func NewClient(s Settings) (*Client, error) {
 			forbidden: s.Forbidden,
 			keepAlive: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 3},
 		},
-		total:    make(slots, s.MaxInFlight),
+		total:    hostSlots{questions: make(slots, s.MaxInFlight), bodies: make(slots, s.MaxInFlight)},
 		log:      s.Log,
 		sessions: make(map[sessionKey]*list.Element),
 		recent:   list.New(),

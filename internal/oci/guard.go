@@ -90,6 +90,8 @@ var (
 	v4Compatible = netip.MustParsePrefix("::/96")
 	v4Translated = netip.MustParsePrefix("::ffff:0:0:0/96")
 
+	global6 = netip.MustParsePrefix("2000::/3")
+
 	// neverRanges are refused whoever is named: this host's own other names, link-local
 	// and the metadata services of the clouds, which hand out credentials to who asks.
 	neverRanges = prefixes(
@@ -122,7 +124,14 @@ func within(a netip.Addr, ranges []netip.Prefix) bool {
 	return false
 }
 
-func never(a netip.Addr) bool { return within(a, neverRanges) }
+// never also holds for IPv6 that nobody was given: what is neither global unicast nor
+// private nor loopback.
+func never(a netip.Addr) bool {
+	if within(a, neverRanges) {
+		return true
+	}
+	return a.Is6() && !global6.Contains(a) && !a.IsLoopback() && !within(a, privateRanges)
+}
 
 // guarded returns the guard's refusal in err's chain, if there is one.
 func guarded(err error) (errGuard, bool) { return errors.AsType[errGuard](err) }

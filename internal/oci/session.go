@@ -39,17 +39,20 @@ type session struct {
 	transport  *http.Transport
 	ended      atomic.Bool
 
-	mu     sync.Mutex // guards what follows
-	asked  *challenge // what the registry asks for; nil = not known yet
-	asking chan struct{}
-	tokens map[tokenKey]*token
+	asking chan struct{} // a place for the one that pings
+
+	mu      sync.Mutex // guards what follows
+	asked   *challenge // what the registry asks for; nil = not known yet
+	tokens  map[tokenKey]token
+	minting map[tokenKey]*turn
 }
 
 func newSession(c *Client, key sessionKey, cred Credential, t Trust, h *hostSlots) *session {
 	s := &session{
 		client: c, key: key, credential: cred, trust: t, base: c.base(t), slots: h,
-		asking: make(chan struct{}, 1),
-		tokens: make(map[tokenKey]*token),
+		asking:  make(chan struct{}, 1),
+		tokens:  make(map[tokenKey]token),
+		minting: make(map[tokenKey]*turn),
 	}
 	s.transport = &http.Transport{
 		Proxy:                  nil, // see Client
@@ -111,20 +114,20 @@ type answer struct {
 // send asks and follows redirects. Any HTTP status is an answer; an error is an *Error
 // without Op and Ref.
 func (s *session) send(ctx context.Context, q call) (*answer, error) {
-	places := s.slots.questions
+	own, total := s.slots.questions, s.client.total.questions
 	if q.stream {
-		places = s.slots.bodies
+		own, total = s.slots.bodies, s.client.total.bodies
 	}
-	if err := places.take(ctx); err != nil {
+	if err := own.take(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.client.total.take(ctx); err != nil {
-		places.give()
+	if err := total.take(ctx); err != nil {
+		own.give()
 		return nil, err
 	}
 	give := func() {
-		s.client.total.give()
-		places.give()
+		total.give()
+		own.give()
 		if s.ended.Load() {
 			s.transport.CloseIdleConnections()
 		}

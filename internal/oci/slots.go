@@ -3,6 +3,7 @@ package oci
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // slots bounds what is under way: a place is taken by sending, given back by
@@ -19,7 +20,7 @@ func (s slots) take(ctx context.Context) error {
 	case s <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return &Error{Kind: Unavailable, Err: errors.Join(errBusy, ctx.Err())}
+		return &Error{Kind: Unavailable, Err: fmt.Errorf("%w: %w", errBusy, ctx.Err())}
 	}
 }
 
