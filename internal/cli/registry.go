@@ -210,11 +210,12 @@ func (a *app) readSecrets(key secret.Key, name string) ([]oci.Keyring, error) {
 	return rings, nil
 }
 
-// registryFailure gives an error of a registry its exit code and remedy.
+// registryFailure gives an error of a registry its exit code and remedy, unless it has one.
 func registryFailure(err error) error {
+	if _, done := errors.AsType[*failure](err); err == nil || done {
+		return err
+	}
 	switch {
-	case err == nil:
-		return nil
 	case errors.Is(err, oci.Unauthorized):
 		return fail(Unauthorized, err, "name credentials that may with --authfile or --secret")
 	case errors.Is(err, oci.NotFound):

@@ -147,7 +147,10 @@ func (b *bench) prove(ctx context.Context, in *registryInput, a *app, image oci.
 
 // verdictFailure is a verdict that is no yes, as an error.
 func verdictFailure(image oci.Reference, v access.Verdict) error {
-	err := fmt.Errorf("%s: %s (%s): %s", image, v.State, v.Reason, v.Message)
+	err := errors.New(v.Message)
+	if !strings.HasPrefix(v.Message, image.String()) {
+		err = fmt.Errorf("%s: %s (%s): %s", image, v.State, v.Reason, v.Message)
+	}
 	switch {
 	case v.State != access.Denied:
 		return fail(Unavailable, err, "try again; -v says more")
