@@ -1,4 +1,5 @@
 //go:generate go run generate_extensions.go
+//go:generate ../../tools/wat2wasm.sh guard
 
 // Package xds turns a plan into Envoy's configuration and delivers it: it reads the
 // operator's Envoy YAML, translates a plugin.Plan into immutable snapshots, serves

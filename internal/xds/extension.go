@@ -3,6 +3,7 @@ package xds
 import (
 	"cmp"
 	"crypto/sha256"
+	_ "embed" // the guard
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	httpwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
 	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
@@ -70,19 +70,19 @@ func (e *extension) resource(d Delivery) *Resource {
 	case Inline, Remote, File:
 		return e.module(d)
 	case StandIn:
-		r := e.standIn()
-		if d.Keep {
-			keep := *r
-			keep.Keep = true
-			if d.Kept != nil && d.Kept.Mode != Hold && d.Kept.Mode != StandIn {
-				keep.KeptVersion = e.module(*d.Kept).Version
-			}
-			return &keep
-		}
-		return r
+		return e.keep(e.standIn(), d)
 	default:
-		return &Resource{Type: ExtensionType, Name: ResourceName(e.key), Plugin: e.key, Hold: true}
+		return e.keep(&Resource{Type: ExtensionType, Name: ResourceName(e.key), Plugin: e.key, Hold: true}, d)
 	}
+}
+
+// keep marks r, which is this plugin's alone, if proxies shall keep what they run.
+func (e *extension) keep(r *Resource, d Delivery) *Resource {
+	r.Keep = d.Keep
+	if d.Keep && d.Kept != nil && d.Kept.Mode != Hold && d.Kept.Mode != StandIn {
+		r.KeptVersion = e.module(*d.Kept).Version
+	}
+	return r
 }
 
 // source returns what a listener says of the plugin: ask ADS for it, wait a while, and take
@@ -111,9 +111,13 @@ func (e *extension) source(r *Resource) filterSource {
 		wasm, standIn = networkWasmType, networkRBACType
 	}
 	s.discovery.TypeUrls = []string{wasm}
-	if hasExtension(e.in.Node.Extensions, standIn) {
+	known := hasExtension(e.in.Node.Extensions, standIn)
+	if known {
 		s.discovery.TypeUrls = append(s.discovery.TypeUrls, standIn)
-		s.discovery.DefaultConfig = e.standInConfig()
+	}
+	config := e.standInConfig()
+	if known || sameType(config.GetTypeUrl(), wasm) {
+		s.discovery.DefaultConfig = config
 	} else {
 		e.problem(e.key, SeverityWarning, plugin.SkipLacksExtension,
 			"the proxy has no %s, which stands in while the plugin cannot run: it answers 500 then", extensionNames[standIn])
@@ -138,6 +142,32 @@ func (e *extension) standIn() *Resource {
 	return &marked
 }
 
+// guard is a module that ends every connection before the filters after it, and so an upstream,
+// learn of it.
+//
+//go:embed guard/guard.wasm
+var guard []byte
+
+// guardConfig closes a plugin's connections. RBAC would let the greeting of a server that
+// speaks first through to the client; the guard does not even let the upstream be dialled.
+func (e *extension) guardConfig(name string) *anypb.Any {
+	config := &wasmv3.PluginConfig{
+		Name: "standin." + name,
+		Vm: &wasmv3.PluginConfig_VmConfig{VmConfig: &wasmv3.VmConfig{
+			VmId:    "stile.standin.guard", // stateless, so all guards share one
+			Runtime: e.in.Runtime,
+			Code: &corev3.AsyncDataSource{Specifier: &corev3.AsyncDataSource_Local{Local: &corev3.DataSource{
+				Specifier: &corev3.DataSource_InlineBytes{InlineBytes: guard},
+			}}},
+		}},
+	}
+	if olderThan(e.in.EnvoyVersion, 1, 33) {
+		return mustAny(&networkwasmv3.Wasm{Config: config}) // closed is what such a proxy does unless told otherwise
+	}
+	config.FailurePolicy = wasmv3.FailurePolicy_FAIL_CLOSED
+	return mustAny(&networkwasmv3.Wasm{Config: config})
+}
+
 // standInPrefix begins the version of every stand-in, so that a version alone says whether a
 // proxy holds a module or not.
 const standInPrefix = "standin-"
@@ -149,11 +179,10 @@ func (e *extension) standInConfig() *anypb.Any {
 	open := e.spec.EffectiveFailStrategy() == v1alpha1.FailOpen
 	name := e.key.Namespace + "." + e.key.Name
 	if e.network() {
-		config := &networkrbacv3.RBAC{StatPrefix: "stile_standin." + name}
 		if !open {
-			config.Rules = &rbacv3.RBAC{} // allows what a policy names, and there is none
+			return e.guardConfig(name)
 		}
-		return mustAny(config)
+		return mustAny(&networkrbacv3.RBAC{StatPrefix: "stile_standin." + name}) // no rules: it lets pass
 	}
 	config := &faultv3.HTTPFault{}
 	if !open {
@@ -192,7 +221,8 @@ func (e *extension) module(d Delivery) *Resource {
 	name := ResourceName(e.key)
 	return intern(ExtensionType, name, version(bytes, []byte(d.Mode.String()), []byte(d.SHA256)), func() *Resource {
 		vary := func(n int) *anypb.Any { return mustAny(e.config(pluginConfig, d, n, true)) }
-		return &Resource{Plugin: e.key, Any: vary(0), vary: vary, retry: d.Mode == Remote && d.NackOnMiss}
+		remote := d.Mode == Remote
+		return &Resource{Plugin: e.key, Any: vary(0), vary: vary, remote: remote, plain: remote && !d.NackOnMiss, varied: &variation{}}
 	})
 }
 
@@ -216,7 +246,7 @@ func (e *extension) config(pluginConfig *anypb.Any, d Delivery, try int, code bo
 			Specifier: &corev3.DataSource_Filename{Filename: d.Path},
 		}}}
 	default:
-		vm.NackOnCodeCacheMiss = d.NackOnMiss
+		vm.NackOnCodeCacheMiss = d.NackOnMiss || try > 0
 		vm.Code = &corev3.AsyncDataSource{Specifier: &corev3.AsyncDataSource_Remote{Remote: remoteSource(d, try)}}
 	}
 	if try > 0 && d.Mode != Remote {

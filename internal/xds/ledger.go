@@ -59,7 +59,7 @@ func (s *Server) dropEntry(st *stream, kind int, name string) {
 // markRejected notes that a resource is not sent because this proxy has refused it.
 func (s *stream) markRejected(w *watch, r *Resource) {
 	known := s.server.rejections.get(s.key, rejectionKey{w.kind, r.Name, r.Version})
-	if known.tries > 0 {
+	if known.tries > 0 && (!r.remote || known.count >= fetchPatience) {
 		s.server.setEntry(s, w.kind, r.Name, holding{version: r.Version, try: known.tries - 1}, Rejected, known.message)
 	}
 }
@@ -71,7 +71,7 @@ func (s *stream) countable(kind int, name string, e *entry) State {
 		return ""
 	}
 	r := s.snapshot.names[extensions][name]
-	if r == nil || r.Hold || r.Version != e.version && (!r.Keep || isStandIn(e.version)) {
+	if r == nil || r.Version != e.version && (!r.Keep || isStandIn(e.version)) {
 		return ""
 	}
 	return e.state

@@ -13,8 +13,8 @@ const (
 	maxRememberedVersions = 256
 )
 
-// rejections remembers, by proxy and over reconnects, which bytes it has refused. A proxy that
-// has refused nothing costs nothing.
+// rejections remembers, by proxy and over reconnects, that it was here and which bytes it has
+// refused.
 type rejections struct {
 	mu    sync.Mutex
 	nodes map[nodeKey]*list.Element // of *nodeRejections
@@ -23,6 +23,7 @@ type rejections struct {
 
 type nodeRejections struct {
 	key      nodeKey
+	familiar bool
 	versions map[rejectionKey]rejection
 }
 
@@ -33,34 +34,61 @@ type rejectionKey struct {
 }
 
 type rejection struct {
-	tries   int    // how many different bytes of that version were refused
+	tries   int    // the next try, higher than any that was refused; 0 if none was
+	count   int    // how often it was refused
 	message string // the proxy's words, shortened
 }
 
-func (r *rejections) add(node nodeKey, k rejectionKey, try int, message string) {
+// familiar notes that a proxy begins to watch a type, fresh if it holds nothing of it, and
+// reports whether whatever this process of it has refused is remembered here: it is, if the
+// process held nothing when it was first met.
+func (r *rejections) familiar(node nodeKey, fresh, whole bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	n, before := r.node(node)
+	if fresh && (!before || whole) {
+		n.familiar = true // a process that has no listeners or clusters yet is a new one
+	}
+	return n.familiar
+}
+
+// node returns what is remembered of a proxy, new if need be. r.mu is held.
+func (r *rejections) node(key nodeKey) (n *nodeRejections, before bool) {
+	if e := r.nodes[key]; e != nil {
+		r.order.MoveToFront(e)
+		return e.Value.(*nodeRejections), true
+	}
 	if r.nodes == nil {
 		r.nodes = map[nodeKey]*list.Element{}
 	}
-	e := r.nodes[node]
-	if e == nil {
-		e = r.order.PushFront(&nodeRejections{key: node, versions: map[rejectionKey]rejection{}})
-		r.nodes[node] = e
-		if r.order.Len() > maxRememberedNodes {
-			oldest := r.order.Remove(r.order.Back()).(*nodeRejections)
-			delete(r.nodes, oldest.key)
-		}
+	n = &nodeRejections{key: key}
+	r.nodes[key] = r.order.PushFront(n)
+	if r.order.Len() > maxRememberedNodes {
+		oldest := r.order.Remove(r.order.Back()).(*nodeRejections)
+		delete(r.nodes, oldest.key)
 	}
-	r.order.MoveToFront(e)
-	versions := e.Value.(*nodeRejections).versions
+	return n, false
+}
+
+// add notes that a proxy refused a try of a version, and returns how often it has refused that
+// version.
+func (r *rejections) add(node nodeKey, k rejectionKey, try int, message string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n, _ := r.node(node)
+	if n.versions == nil {
+		n.versions = map[rejectionKey]rejection{}
+	}
+	versions := n.versions
 	if len(versions) >= maxRememberedVersions {
 		for other := range versions { // any one: each costs the same
 			delete(versions, other)
 			break
 		}
 	}
-	versions[k] = rejection{tries: max(versions[k].tries, try+1), message: message}
+	count := versions[k].count + 1
+	versions[k] = rejection{tries: max(versions[k].tries, try+1), count: count, message: message}
+	return count
 }
 
 func (r *rejections) get(node nodeKey, k rejectionKey) rejection {

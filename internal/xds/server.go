@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -44,6 +45,7 @@ type Server struct {
 	limits    struct{ streams, names int }
 	metrics   *serverMetrics
 	now       func() time.Time
+	salt      int // the first try at proxies that may have refused the bytes of another stile
 
 	events     *eventQueue
 	rejections rejections
@@ -68,7 +70,7 @@ type group struct {
 // NewServer returns a server that is ready to Register. Close it when its gRPC server has stopped.
 func NewServer(o Options) *Server {
 	s := &Server{
-		log: o.Log, authorize: o.Authorize, now: time.Now,
+		log: o.Log, authorize: o.Authorize, now: time.Now, salt: 1000 + rand.IntN(50_000),
 		events: newEventQueue(), stop: make(chan struct{}),
 		streams: map[StreamID]*stream{}, groups: map[string]*group{},
 		counts: map[string]*Counts{}, carriers: map[string]int{},

@@ -560,7 +560,7 @@ func TestServer_NotYetIsTriedAgainWithChangedBytesAndGrowingDelay(t *testing.T) 
 		c.Ask(xds.ExtensionType, name)
 		seen := map[string]bool{}
 		var delays []time.Duration
-		for range 7 {
+		for i := range 7 {
 			r := c.Next()
 			bytes := string(r.GetResources()[0].GetValue())
 			if seen[bytes] {
@@ -572,10 +572,13 @@ func TestServer_NotYetIsTriedAgainWithChangedBytesAndGrowingDelay(t *testing.T) 
 			if got := b.state(xds.ExtensionType, name); strings.Contains(got, "token") || !strings.Contains(got, "<redacted>") {
 				t.Errorf("the ledger shows the module's URL: %s", got)
 			}
-			c.WaitNext(time.Minute)
+			if got, want := b.server.Counts(key("p")), (xds.Counts{Matched: 1, Sent: 1}); i < 5 && got != want {
+				t.Errorf("counts %+v after refusal %d, want %+v: it is fetching", got, i, want)
+			}
+			c.WaitNext(10 * time.Minute)
 			delays = append(delays, time.Since(at))
 		}
-		want := []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 30 * time.Second, 30 * time.Second}
+		want := []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 32 * time.Second, 64 * time.Second}
 		if d := cmp.Diff(want, delays); d != "" {
 			t.Errorf("delays (-want +got):\n%s", d)
 		}

@@ -120,6 +120,28 @@ func sortResources(list []*Resource) {
 	slices.SortFunc(list, func(a, b *Resource) int { return strings.Compare(a.Name, b.Name) })
 }
 
+// variation is one variation of a resource, shared while somebody has it.
+type variation struct {
+	sync.Mutex
+	try  int
+	made weak.Pointer[anypb.Any]
+}
+
+// variant returns the bytes of try n ≥ 1. Proxies that are at the same try share them.
+func (r *Resource) variant(n int) *anypb.Any {
+	if r.varied == nil {
+		return r.vary(n)
+	}
+	r.varied.Lock()
+	defer r.varied.Unlock()
+	if a := r.varied.made.Value(); a != nil && r.varied.try == n {
+		return a
+	}
+	a := r.vary(n)
+	r.varied.try, r.varied.made = n, weak.Make(a)
+	return a
+}
+
 // newResource packs m, deterministically, and versions it by a hash of its bytes.
 func newResource(typeURL, name string, m proto.Message) *Resource {
 	a := mustAny(m)

@@ -31,6 +31,9 @@ type stream struct {
 	node  plugin.Node
 	key   nodeKey
 	since time.Time
+	// unfamiliar: the proxy ran before it met this stile, and may have refused what is not
+	// remembered here.
+	unfamiliar bool
 
 	wake    chan struct{}
 	watches [len(servedTypes)]*watch
@@ -189,12 +192,11 @@ func (s *stream) push(t transport) error {
 // clearRetries forgets tries of versions that are no longer wanted, or that have been made.
 func (s *stream) clearRetries() {
 	w := s.watches[extensions]
-	if w == nil {
+	if w == nil || w.flight != nil {
 		return
 	}
-	now := s.server.now()
-	for name, at := range w.retryAt {
-		if !now.Before(at) {
+	for name := range w.retryAt {
+		if s.isDue(w, name) {
 			delete(w.retryAt, name)
 		}
 	}
@@ -259,11 +261,12 @@ func (s *stream) handle(ctx context.Context, r request) error {
 		s.watches[kind] = w
 		s.begin(w, r)
 	}
+	w.requests++
 	s.acknowledge(w, r)
 	if s.delta {
 		s.applyDelta(w, r)
 	} else {
-		for _, name := range w.setNames(r.names) {
+		for _, name := range w.setNames(r.names, s.server.now()) {
 			s.server.dropEntry(s, kind, name)
 		}
 	}
@@ -340,6 +343,10 @@ func (s *stream) begin(w *watch, r request) {
 		}
 		w.owed = w.whole() && w.fresh
 	}
+	w.began = w.fresh
+	if !s.server.rejections.familiar(s.key, w.fresh, w.whole()) {
+		s.unfamiliar = true
+	}
 	// A new process refuses nothing yet. Extensions are the exception: a process that has
 	// refused the only one it was ever sent holds nothing either, and would say yes to the same
 	// bytes without looking.
@@ -377,7 +384,7 @@ func (s *stream) applyDelta(w *watch, r request) {
 			continue
 		}
 		was := w.wildcard
-		w.subscribe(name)
+		w.subscribe(name, s.server.now())
 		if name == "*" && (was || !w.fresh) {
 			w.owed = false
 		}

@@ -71,13 +71,13 @@ type Delivery struct {
 	Path   string // File: an absolute path in the proxy's file system
 	Size   int64  // Inline and Remote: bytes of the module
 
-	// NackOnMiss asks a Remote module's proxy to refuse the update while it does not have the
-	// code yet, and to fetch it meanwhile. Set it for live updates; leave it for the first
-	// answer to a listener that warms.
+	// NackOnMiss asks a Remote module's proxy, always, to refuse the update while it does not
+	// have the code yet, and to fetch it meanwhile. It need not be set: the server does so for
+	// every proxy but one whose listener warms.
 	NackOnMiss bool
 
-	// Keep leaves a proxy that holds any real version of the plugin as it is and gives the
-	// stand-in to every other proxy. Mode must be StandIn.
+	// Keep leaves a proxy that holds any real version of the plugin as it is. Every other proxy
+	// gets the stand-in where Mode is StandIn, and no answer yet where it is Hold.
 	Keep bool
 	// Kept, beside Keep, is the delivery that was last given: it lets the server recognise a
 	// state-of-the-world proxy that holds it after a restart of stile. Optional.
@@ -160,10 +160,15 @@ type Resource struct {
 	KeptVersion string
 
 	// vary returns the same configuration in other bytes, for the n-th try (n ≥ 1) at a proxy
-	// that rejected this one. Nil: the resource has no other bytes.
+	// that rejected this one. Nil: the resource has no other bytes. Every try of a remote module
+	// asks to be refused while the code is not there.
 	vary func(n int) *anypb.Any
-	// retry: a rejection of this resource means "not yet", and it is tried again by itself.
-	retry bool
+	// remote: the module is fetched by the proxy, so that a rejection means "not yet".
+	remote bool
+	// plain: Any does not ask to be refused while the code is not there; an ACK of it proves nothing.
+	plain bool
+	// varied is the variation last made, if anybody still has it.
+	varied *variation
 }
 
 // StreamID names one xDS stream for as long as the server runs. The zero StreamID names none.

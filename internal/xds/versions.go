@@ -106,19 +106,19 @@ func (d described) real(r *Resource) (holding, bool) {
 		return holding{}, false
 	}
 	if r.KeptVersion != "" && versionBits(r.KeptVersion) == v.bits {
-		return holding{version: r.KeptVersion, try: int(v.try)}, true
+		return holding{version: r.KeptVersion, try: int(v.try), told: true}, true
 	}
-	return holding{version: "kept"}, true
+	return holding{version: "kept", told: true}, true
 }
 
 // tryOf returns the try in which the proxy says it holds this very version: those bytes, sent
 // again, cost it nothing.
-func (d described) tryOf(r *Resource) int {
+func (d described) tryOf(r *Resource) (int, bool) {
 	v, ok := d[nameBits(r.Name)]
-	if !ok || r.vary == nil || v.bits != versionBits(r.Version) {
-		return 0
+	if !ok || v.bits != versionBits(r.Version) || r.vary == nil && v.try != 0 {
+		return 0, false
 	}
-	return int(v.try)
+	return int(v.try), true
 }
 
 // maxMessage bounds what is kept of a proxy's words.

@@ -19,13 +19,15 @@ type watch struct {
 	wildcard bool
 	named    bool                // state of the world: names were given once, so an empty list means none
 	names    map[string]struct{} // asked for by name
-	asked    map[string]struct{} // of those: not answered since they were asked for
+	asked    map[string]ask      // of those: not answered since they were asked for
 	owed     bool                // an answer is owed though there may be nothing in it
-	fresh    bool                // the proxy held nothing of this type when it connected
+	fresh    bool                // the proxy held nothing of this type when it connected, and has been sent nothing
+	began    bool                // the proxy held nothing of this type when it connected
 
-	held     map[string]holding // what the proxy is known to have
-	reported described          // what a state-of-the-world proxy said it had when it connected
-	retryAt  map[string]time.Time
+	held     map[string]holding   // what the proxy is known to have
+	reported described            // what a state-of-the-world proxy said it had when it connected
+	retryAt  map[string]time.Time // when a remote module is sent again
+	requests int                  // how many requests there were
 
 	nonce  string  // of the last answer
 	flight *answer // the last answer, until the proxy says yes or no to it
@@ -37,6 +39,13 @@ type holding struct {
 	version  string // of the resource, whatever the try
 	try      int
 	resource *Resource // clusters alone: to name it once more until nothing refers to it
+	told     bool      // known by a state-of-the-world proxy's word alone: good for keeping, not for sending nothing
+}
+
+// ask is a name that awaits its answer.
+type ask struct {
+	at    time.Time
+	first bool // it came with the stream's first request of its type
 }
 
 // String returns the version as it is told to the proxy.
@@ -66,11 +75,13 @@ type answer struct {
 type item struct {
 	name string
 	holding
-	any *anypb.Any
+	any    *anypb.Any
+	remote bool
+	plain  bool
 }
 
 func newWatch(kind int, delta bool) *watch {
-	return &watch{kind: kind, delta: delta, names: map[string]struct{}{}, asked: map[string]struct{}{}, held: map[string]holding{}}
+	return &watch{kind: kind, delta: delta, names: map[string]struct{}{}, asked: map[string]ask{}, held: map[string]holding{}}
 }
 
 // whole reports whether the watch's type is answered with everything there is: listeners and
@@ -87,7 +98,7 @@ func (w *watch) subscribes(name string) bool {
 }
 
 // subscribe adds a name; the proxy awaits an answer for it.
-func (w *watch) subscribe(name string) {
+func (w *watch) subscribe(name string, now time.Time) {
 	if name == "*" {
 		if w.whole() {
 			w.wildcard, w.owed = true, true
@@ -95,7 +106,7 @@ func (w *watch) subscribe(name string) {
 		return
 	}
 	w.names[name] = struct{}{}
-	w.asked[name] = struct{}{}
+	w.asked[name] = ask{at: now, first: w.requests <= 1}
 }
 
 // unsubscribe drops a name; whatever the proxy held of it is gone.
@@ -114,7 +125,7 @@ func (w *watch) unsubscribe(name string) {
 
 // setNames applies the list of names of a state-of-the-world request and returns the names
 // that are no longer asked for.
-func (w *watch) setNames(names []string) (dropped []string) {
+func (w *watch) setNames(names []string, now time.Time) (dropped []string) {
 	if len(names) == 0 && !w.named {
 		if w.whole() && !w.wildcard {
 			w.wildcard, w.owed = true, true
@@ -139,7 +150,7 @@ func (w *watch) setNames(names []string) (dropped []string) {
 	}
 	for n := range wanted {
 		if _, ok := w.names[n]; !ok {
-			w.subscribe(n)
+			w.subscribe(n, now)
 			w.owed = w.owed || w.whole()
 		}
 	}
@@ -181,11 +192,11 @@ func (s *stream) nextNamed(w *watch, snap *Snapshot) *answer {
 			}
 			continue
 		}
-		if r.Hold || s.keeps(w, r, asked) {
+		if s.keeps(w, r, asked) || r.Hold {
 			continue
 		}
 		held, has := w.held[name]
-		if has && !asked && held.version == r.Version {
+		if has && !asked && !held.told && held.version == r.Version && !s.provesNow(w, r, held) {
 			continue
 		}
 		try, send := s.try(w, r, asked)
@@ -225,24 +236,78 @@ func (s *stream) keeps(w *watch, r *Resource, asked bool) bool {
 // proxy has refused.
 func (s *stream) try(w *watch, r *Resource, asked bool) (int, bool) {
 	refused := s.server.rejections.get(s.key, rejectionKey{w.kind, r.Name, r.Version}).tries
-	if refused == 0 {
-		return w.reported.tryOf(r), true
-	}
-	if r.vary == nil {
+	switch {
+	case refused == 0:
+		if try, holds := w.reported.tryOf(r); holds {
+			return try, true
+		}
+		return s.firstTry(w, r), true
+	case r.vary == nil:
 		// A route has one spelling. A proxy that asks for it anew holds nothing: let it try.
 		return 0, asked && w.kind == routes
-	}
-	if asked {
+	case asked:
 		return refused, true
+	default:
+		return refused, r.remote && s.isDue(w, r.Name)
 	}
-	at, waits := w.retryAt[r.Name]
-	return refused, r.retry && waits && !s.server.now().Before(at)
+}
+
+// firstTry chooses the bytes for a proxy that is not known to have refused any. One that ran
+// before this stile did may have refused the plain ones of another stile, and would then say yes
+// to them and do nothing: it gets others. A remote module goes without the demand to be refused
+// while the code is missing only to a listener that warms: elsewhere Envoy would say yes, skip
+// the filter and never fetch.
+func (s *stream) firstTry(w *watch, r *Resource) int {
+	try := 0
+	if r.vary != nil && s.unfamiliar {
+		try = s.server.salt
+	}
+	if r.plain {
+		if s.warms(w, r.Name) {
+			return 0
+		}
+		return max(try, 1)
+	}
+	return try
+}
+
+// warmTime is how long after it was asked for a name is taken to be awaited by a listener that
+// warms: below initialFetchTimeout, after which the stand-in goes live.
+const warmTime = 20 * time.Second
+
+// warms reports whether the proxy's listeners that name an extension are sure to be warming:
+// the proxy has asked for it just now, and not because a stream began while it was running.
+func (s *stream) warms(w *watch, name string) bool {
+	a, asked := w.asked[name]
+	if !asked || s.server.now().Sub(a.at) > warmTime {
+		return false
+	}
+	l := s.watches[listeners]
+	return !a.first || l != nil && l.began
+}
+
+// provesNow reports whether the proxy is to be asked whether it has a remote module's code. Its
+// yes to the plain form said nothing of that; once it says yes to the other the code is there.
+func (s *stream) provesNow(w *watch, r *Resource, held holding) bool {
+	if !r.plain || held.try != 0 {
+		return false
+	}
+	if _, waits := w.retryAt[r.Name]; !waits {
+		s.retryIn(w, r.Name, proofAfter)
+		return false
+	}
+	return s.isDue(w, r.Name)
+}
+
+func (s *stream) isDue(w *watch, name string) bool {
+	at, waits := w.retryAt[name]
+	return waits && !s.server.now().Before(at)
 }
 
 func (s *stream) item(w *watch, r *Resource, try int) item {
-	i := item{name: r.Name, holding: holding{version: r.Version, try: try}, any: r.Any}
+	i := item{name: r.Name, holding: holding{version: r.Version, try: try}, any: r.Any, remote: r.remote, plain: r.plain && try == 0}
 	if try > 0 {
-		i.any = r.vary(try)
+		i.any = r.variant(try)
 	}
 	if w.kind == clusters {
 		i.resource = r
@@ -369,6 +434,10 @@ func (s *stream) accepted(w *watch) {
 		if w.kind == extensions && s.server.rejections.get(s.key, rejectionKey{w.kind, i.name, i.version}).tries > i.try {
 			state = Unproven // Envoy says yes to bytes that it has refused, and does nothing
 		}
+		if i.plain {
+			state = Sent // said before the code was there
+			s.retryIn(w, i.name, proofAfter)
+		}
 		s.holds(w, i, state, "")
 	}
 	s.removes(w, a)
@@ -413,9 +482,15 @@ func (s *stream) rejected(w *watch, message string) {
 		key := rejectionKey{w.kind, i.name, i.version}
 		switch {
 		case blamed[i.name]:
-			s.server.rejections.add(s.key, key, i.try, message)
-			s.server.setEntry(s, w.kind, i.name, i.holding, Rejected, message)
-			s.scheduleRetry(w, i)
+			count := s.server.rejections.add(s.key, key, i.try, message)
+			state := Rejected
+			if i.remote {
+				if count < fetchPatience {
+					state = Sent // it is fetching, most likely: Envoy has the same words for all
+				}
+				s.retryIn(w, i.name, retryDelay(count))
+			}
+			s.server.setEntry(s, w.kind, i.name, i.holding, state, message)
 		case len(blamed) > 0:
 			s.holds(w, i, Accepted, "")
 		case w.held[i.name].version != i.version:
@@ -462,22 +537,26 @@ func containsWord(message, name string) bool {
 }
 
 const (
+	// The delay between tries of a remote module doubles with each refusal.
 	retryFirst = time.Second
-	retryMax   = 30 * time.Second
+	retryMax   = 5 * time.Minute
+	// proofAfter is when a proxy is asked whether it has fetched a module.
+	proofAfter = 10 * time.Second
+	// fetchPatience is how many refusals of a remote module are taken for fetching: half a minute.
+	fetchPatience = 6
 )
 
-// scheduleRetry sets when a module that the proxy is fetching meanwhile is sent again: the
-// delay doubles with each refusal.
-func (s *stream) scheduleRetry(w *watch, i item) {
-	if w.kind != extensions {
-		return
+func retryDelay(refusals int) time.Duration {
+	if refusals > 9 {
+		return retryMax
 	}
-	delay := retryMax
-	if i.try < 5 {
-		delay = min(retryFirst<<i.try, retryMax)
-	}
+	return min(retryFirst<<(refusals-1), retryMax)
+}
+
+// retryIn sets when a remote module is sent again.
+func (s *stream) retryIn(w *watch, name string, delay time.Duration) {
 	if w.retryAt == nil {
 		w.retryAt = map[string]time.Time{}
 	}
-	w.retryAt[i.name] = s.server.now().Add(delay)
+	w.retryAt[name] = s.server.now().Add(delay)
 }

@@ -42,22 +42,36 @@ func binary(t *testing.T) string {
 
 func TestEnvoy(t *testing.T) {
 	t.Parallel()
-	path := binary(t)
-	proxytest.Run(t, func(t *testing.T, xds string, node sandbox.Node) sandbox.Proxy {
+	proxytest.Run(t, starter(binary(t)))
+}
+
+func TestEnvoy_WithStile(t *testing.T) {
+	t.Parallel()
+	proxytest.RunStile(t, starter(binary(t)))
+}
+
+func starter(path string) proxytest.Start {
+	return func(t *testing.T, xds string, node sandbox.Node) sandbox.Proxy {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		e, err := envoyproc.Start(ctx, envoyproc.Options{Path: path, XDSAddress: xds, Node: node, Log: testLog{t}, DrainTime: time.Second})
-		if err != nil {
-			t.Fatal(err)
+		return start(t, envoyproc.Options{Path: path, XDSAddress: xds, Node: node, DrainTime: time.Second})
+	}
+}
+
+func start(t *testing.T, o envoyproc.Options) *envoyproc.Envoy {
+	t.Helper()
+	o.Log = testLog{t}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	e, err := envoyproc.Start(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Stop(); err != nil {
+			t.Error(err)
 		}
-		t.Cleanup(func() {
-			if err := e.Stop(); err != nil {
-				t.Error(err)
-			}
-		})
-		return e
 	})
+	return e
 }
 
 // testLog hands Envoy's log to the test's.

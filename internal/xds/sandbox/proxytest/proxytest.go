@@ -32,6 +32,7 @@ func Run(t *testing.T, start Start) {
 			t.Parallel()
 			w := &world{T: t, start: start, Server: adstest.Start(t)}
 			w.upstream()
+			w.clusters()
 			s.tell(w)
 		})
 	}
@@ -67,6 +68,11 @@ func (w *world) upstream() {
 	w.Cleanup(echo.Close)
 	w.client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	w.upstreamAddress = echo.Listener.Addr().String()
+}
+
+// clusters sets the cluster of the upstream.
+func (w *world) clusters() {
+	w.Helper()
 	host, port := split(w.T, w.upstreamAddress)
 	w.Set(adstest.ClusterType, "c1", adstest.Cluster("upstream", host, port))
 }
