@@ -106,8 +106,11 @@ func (d *demo) main(ctx context.Context, out *output) error {
 			return err
 		}
 	}
-	if !d.report.Passed {
+	switch {
+	case !d.report.Passed:
 		return silent(Failed)
+	case interruptedBy(ctx) == os.Interrupt:
+		return silent(Interrupted)
 	}
 	return nil
 }

@@ -236,7 +236,7 @@ func (w *demoWorld) serve(ctx context.Context) error {
 	ready := make(chan serveAddresses, 1)
 	go func() {
 		w.died <- runServe(running, cfg.Config, serveHooks{
-			Log:     slog.New(slog.NewJSONHandler(w.log, nil)),
+			Log:     slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 			Started: func(a serveAddresses) { ready <- a },
 		})
 	}()
@@ -273,7 +273,7 @@ func (w *demoWorld) startProxy(ctx context.Context, id, namespace string) (demoP
 	if w.envoy != "" {
 		p, err = envoyproc.Start(ctx, envoyproc.Options{Path: w.envoy, XDSAddress: w.stile.XDS, Node: node, Log: w.log})
 	} else {
-		p = sandbox.Start(sandbox.Options{XDSAddress: w.stile.XDS, Node: node, Log: slog.New(slog.NewJSONHandler(w.log, nil))})
+		p = sandbox.Start(sandbox.Options{XDSAddress: w.stile.XDS, Node: node, Log: slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	}
 	if err != nil {
 		return demoProxy{}, fmt.Errorf("proxy %s: %w", id, err)
