@@ -29,6 +29,7 @@ const (
 	ForFingerprints Purpose = "stile/v1/fingerprints" // credentials, as they are compared and shown
 	ForRows         Purpose = "stile/v1/rows"         // the MAC of each stored row
 	ForURLs         Purpose = "stile/v1/urls"         // the unguessable part of module URLs
+	ForState        Purpose = "stile/v1/state"        // what the engine remembers over a restart
 )
 
 // Root is the one secret of a stile installation, shared by its replicas. Every
@@ -97,7 +98,8 @@ func (r Root) Previous(p Purpose) (Key, bool) {
 	return derive(r.previous, p), true
 }
 
-func derive(root Secret, p Purpose) Key {
+// derivedBytes returns the key for p under root. A zero root panics.
+func derivedBytes(root Secret, p Purpose) []byte {
 	if root.Empty() {
 		panic("secret: key derived from a zero Root")
 	}
@@ -105,6 +107,11 @@ func derive(root Secret, p Purpose) Key {
 	if err != nil {
 		panic("secret: HKDF of one block failed: " + err.Error()) // cannot happen: Size is one block
 	}
+	return k
+}
+
+func derive(root Secret, p Purpose) Key {
+	k := derivedBytes(root, p)
 	// A pool of keyed hashes: making one costs two block operations and an allocation.
 	pool := &sync.Pool{New: func() any { return hmac.New(sha256.New, k) }}
 	return Key{pool: func() *sync.Pool { return pool }}

@@ -76,7 +76,7 @@ func TestP3_KeysHaveNoPrintableForm(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
-		for _, v := range []any{root, root.Key(secret.ForProofs), &root} {
+		for _, v := range []any{root, root.Key(secret.ForProofs), root.Box(secret.ForState), &root} {
 			if out := fmt.Sprintf(verb, v); strings.Contains(strings.ToLower(out), "abab") || strings.Contains(out, "171 171") {
 				t.Errorf("%s of %T leaks the key: %s", verb, v, out)
 			}
@@ -183,6 +183,37 @@ func TestPreviousRoot(t *testing.T) {
 	old, ok := after.Previous(secret.ForRows)
 	if !ok || old.Sum([]byte("x")) != before.Key(secret.ForRows).Sum([]byte("x")) {
 		t.Error("after a rotation the previous key is not the old current one")
+	}
+}
+
+func TestBox(t *testing.T) {
+	t.Parallel()
+	before := mustRoot(t, 1)
+	sealed := before.Box(secret.ForState).Seal([]byte(canary))
+	if bytes.Contains(sealed, []byte(canary)) {
+		t.Error("sealed bytes show what they hold")
+	}
+	after, err := secret.NewRoot(bytes.Repeat([]byte{2}, secret.Size), bytes.Repeat([]byte{1}, secret.Size))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, root := range map[string]secret.Root{"the same root": before, "after a rotation": after} {
+		if plain, err := root.Box(secret.ForState).Open(sealed); err != nil || string(plain) != canary {
+			t.Errorf("%s: got %q, %v", name, plain, err)
+		}
+	}
+	altered := bytes.Clone(sealed)
+	altered[len(altered)-1] ^= 1
+	for name, open := range map[string]func() ([]byte, error){
+		"another root":    func() ([]byte, error) { return mustRoot(t, 3).Box(secret.ForState).Open(sealed) },
+		"another purpose": func() ([]byte, error) { return before.Box(secret.ForURLs).Open(sealed) },
+		"altered":         func() ([]byte, error) { return before.Box(secret.ForState).Open(altered) },
+		"cut":             func() ([]byte, error) { return before.Box(secret.ForState).Open(sealed[:5]) },
+		"empty":           func() ([]byte, error) { return before.Box(secret.ForState).Open(nil) },
+	} {
+		if plain, err := open(); err == nil {
+			t.Errorf("%s: opened to %q", name, plain)
+		}
 	}
 }
 
