@@ -313,23 +313,25 @@ func TestManifestAndBlob(t *testing.T) {
 
 func TestOutageIsUnavailable(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, localregistry.Options{}, Settings{RequestTimeout: 200 * time.Millisecond})
-	check := func() error {
-		_, err := f.client.Check(t.Context(), f.image, f.alice, f.trust, CheckOptions{})
-		return err
-	}
-	for name, set := range map[string]func(){
-		"down": f.registry.Down,
-		"hang": func() { f.registry.SetFaults(localregistry.Fault{Hang: true}) },
-		"503":  func() { f.registry.SetFaults(localregistry.Fault{Status: 503, Body: "busy wonderland"}) },
+	f := newFixture(t, localregistry.Options{}, Settings{})
+	hasty := newClient(t, Settings{RequestTimeout: 50 * time.Millisecond}, f.registry.Host())
+	for name, one := range map[string]struct {
+		client *Client
+		set    func()
+	}{
+		"down":    {f.client, f.registry.Down},
+		"dropped": {f.client, func() { f.registry.SetFaults(localregistry.Fault{Drop: true}) }},
+		"hangs":   {hasty, func() { f.registry.SetFaults(localregistry.Fault{Hang: true}) }},
+		"503":     {f.client, func() { f.registry.SetFaults(localregistry.Fault{Status: 503, Body: "busy wonderland"}) }},
 	} {
-		set()
-		if err := check(); !errors.Is(err, Unavailable) || strings.Contains(err.Error(), "wonderland") {
+		one.set()
+		_, err := one.client.Check(t.Context(), f.image, f.alice, f.trust, CheckOptions{})
+		if !errors.Is(err, Unavailable) || strings.Contains(err.Error(), "wonderland") {
 			t.Errorf("%s: %v", name, err)
 		}
 		f.registry.Up()
 		f.registry.SetFaults()
-		if err := check(); err != nil {
+		if _, err := f.client.Check(t.Context(), f.image, f.alice, f.trust, CheckOptions{}); err != nil {
 			t.Errorf("%s is over: %v", name, err)
 		}
 	}
