@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 
@@ -145,13 +146,16 @@ func agrees(t *testing.T, b []byte) {
 		return
 	}
 	ctx := context.Background()
-	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter().WithMemoryLimitPages(256))
-	defer func() { _ = rt.Close(ctx) }()
-	if m, err := rt.CompileModule(ctx, b); err == nil {
+	if m, err := secondOpinion().CompileModule(ctx, b); err == nil {
 		_ = m.Close(ctx)
 		t.Errorf("wazero loads it, the section reader does not: %+v", findings)
 	}
 }
+
+// secondOpinion is one runtime for all: making it is what takes time.
+var secondOpinion = sync.OnceValue(func() wazero.Runtime {
+	return wazero.NewRuntimeWithConfig(context.Background(), wazero.NewRuntimeConfigInterpreter().WithMemoryLimitPages(256))
+})
 
 func TestInspect_AgreesWithWazero(t *testing.T) {
 	t.Parallel()
