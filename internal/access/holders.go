@@ -49,6 +49,10 @@ func (g *Gate) claim(holder Holder, e *entry, allowed bool) *hold {
 		c = &claim{}
 		g.claims[holder] = c
 	}
+	own := c.on(e)
+	if allowed && (c.entry != e || own == nil || !own.stands.Load()) {
+		g.archiveHolder(holder, e)
+	}
 	if c.entry != e {
 		g.letGo(c)
 		c.entry = e
@@ -56,14 +60,12 @@ func (g *Gate) claim(holder Holder, e *entry, allowed bool) *hold {
 		g.audit.holder(eventJoined, e, holder)
 		g.schedule(e) // it is no longer to be forgotten
 	}
-	own := c.on(e)
 	if own == nil || allowed && !own.stands.Load() {
 		if own != nil {
 			e.unlink(own)
 		}
 		if allowed {
 			own = g.give(e, holder)
-			g.archiveHolder(holder, e)
 		} else {
 			own = &hold{holder: holder, entry: e}
 			e.link(own)

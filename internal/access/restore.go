@@ -69,8 +69,13 @@ func (g *Gate) restore(e *entry, now int64) bool {
 	case a.stale != 0:
 		e.askAt = now
 	default:
-		// What is long due after a long sleep is spread over a few seconds.
-		e.askAt = max(a.checked+jittered(g.config.Recheck, 0.1), now+jittered(min(5*time.Second, g.config.Recheck/10), 1))
+		e.askAt = a.checked + jittered(g.config.Recheck, 0.1)
+		if e.askAt <= now {
+			// It should have been renewed while nobody ran: until it is, it is for those
+			// who held it. What is due after a long sleep is spread a little.
+			a.stale = now
+			e.askAt = now + jittered(min(time.Second, g.config.Recheck/100), 1)
+		}
 		a.next = e.askAt
 	}
 	old := e.answer.Swap(a)
@@ -122,10 +127,11 @@ func (g *Gate) revive(e *entry, r row, now int64) (*answer, bool) {
 	return a, true
 }
 
-// heldBefore reports whether the holder held e's yes before the process began, and the
-// yes is still that one. Gate.mu is held.
+// heldBefore reports whether the holder held e's yes when the last process ended, and
+// the yes is still that one. Who has not come back for it within a re-check interval
+// has to wait as everybody new does. Gate.mu is held.
 func (g *Gate) heldBefore(holder Holder, e *entry) bool {
-	return e.restored && g.config.Archive.heldBefore(holder, e.id())
+	return e.restored && g.now() < int64(g.config.Recheck) && g.config.Archive.heldBefore(holder, e.id())
 }
 
 // archiveHolder has it written that the holder holds e; nil = nothing. Gate.mu is held.

@@ -3,6 +3,7 @@ package access
 import (
 	"cmp"
 	"maps"
+	"math"
 	"slices"
 	"time"
 )
@@ -43,7 +44,7 @@ func (g *Gate) hostOf(name string) *host {
 	h := g.hosts[name]
 	if h == nil {
 		own := g.config.Registries[name]
-		h = &host{name: name, limit: own.MaxInFlight, grace: own.Grace, queues: map[*namespace]*queue{}}
+		h = &host{name: name, limit: own.MaxInFlight, grace: own.Grace, answered: math.MinInt64, queues: map[*namespace]*queue{}}
 		if h.limit <= 0 {
 			h.limit = DefaultPerRegistry
 		}
