@@ -256,12 +256,12 @@ func TestFaults(t *testing.T) {
 		t.Errorf("delayed: %+v", got)
 	}
 	a.r.SetFaults(Fault{Hang: true})
-	done := make(chan error)
+	before, done := a.r.RequestCount(), make(chan error)
 	go func() {
 		_, err := a.try("POST", "/v2/", "") // which net/http does not send again by itself
 		done <- err
 	}()
-	for a.r.RequestCount() < 6 { // it has arrived
+	for a.r.RequestCount() == before { // until it has arrived
 		select {
 		case err := <-done:
 			t.Fatalf("it did not hang: %v", err)
