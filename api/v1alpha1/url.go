@@ -173,8 +173,12 @@ func DisplayURL(s string) string {
 	} else {
 		scheme += "://"
 	}
-	if i := strings.LastIndex(rest, "@"); i >= 0 && !strings.HasPrefix(rest[i:], "@sha256:") {
-		rest = "…@" + rest[i+1:]
+	at := strings.LastIndex(rest, "@")
+	if at >= 0 && strings.HasPrefix(rest[at:], "@sha256:") {
+		at = strings.LastIndex(rest[:at], "@")
+	}
+	if at >= 0 {
+		rest = "…" + rest[at:]
 	}
 	if before, _, cut := strings.Cut(rest, "#"); cut {
 		rest = before + "#…"
