@@ -66,15 +66,22 @@ func (w *stileWorld) serve() {
 	}
 	w.xdsAddress = listener.Addr().String()
 	var wg sync.WaitGroup
+	over := make(chan struct{})
 	wg.Go(func() { _ = g.Serve(listener) })
 	wg.Go(func() {
-		for e := range w.server.Events() {
-			if e.Kind == xds.Connected {
-				w.server.Join(e.Stream, group)
+		for {
+			select {
+			case e := <-w.server.Events():
+				if e.Kind == xds.Connected {
+					w.server.Join(e.Stream, group)
+				}
+			case <-over:
+				return
 			}
 		}
 	})
 	w.Cleanup(func() {
+		close(over)
 		g.Stop()
 		w.server.Close()
 		wg.Wait()
