@@ -122,7 +122,10 @@ type model struct {
 	log     []string
 }
 
-const modelForgetsAfter = 100 * 24 * time.Hour
+const (
+	modelForgetsAfter = 100 * 24 * time.Hour
+	modelGrace        = 6 * time.Hour // long, so that a yes seldom ends by it
+)
 
 func (m *model) begin() {
 	var err error
@@ -130,7 +133,7 @@ func (m *model) begin() {
 	if m.archive, err = OpenArchive(m.path, testRoot, nil); err != nil {
 		m.t.Fatal(err)
 	}
-	m.g = New(m.w, Config{Archive: m.archive, Forget: modelForgetsAfter})
+	m.g = New(m.w, Config{Archive: m.archive, Forget: modelForgetsAfter, GraceWhileAnswering: modelGrace})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	g := m.g
@@ -301,10 +304,7 @@ func (m *model) check() {
 	)
 	now := time.Now()
 	for h, r := range m.wants {
-		before, had := m.proofs[h], false
-		if before != (Proof{}) {
-			had = true
-		}
+		before, had := m.proofs[h]
 		p, v := m.g.Hold(r)
 		if synctest.Wait(); p.Stands() != (v.State == Allowed) {
 			p, v = m.g.Hold(r) // it ended at this very instant
@@ -341,10 +341,13 @@ func (m *model) check() {
 				}
 			}
 		}
+		if had && before.Stands() && v.State != Allowed {
+			m.t.Errorf("P4: %v's proof stands, and it is told %v", h, v.State)
+		}
 		if had && !before.Stands() {
 			user := before.Credential().Origin()
 			age := now.Sub(m.checked[h])
-			if !m.w.confirmedNo(user, image, DefaultConfirmAfter) && age < DefaultGraceWhileAnswering {
+			if !m.w.confirmedNo(user, image, DefaultConfirmAfter) && age < modelGrace {
 				m.t.Errorf("P4: %v's yes by %q ended for no reason, it was %v old at most; %+v", h, user, age, v)
 			}
 		}
