@@ -102,6 +102,9 @@ func Explain(in Inputs) Explanation {
 		e.Listeners = append(e.Listeners, x.chain(c))
 	}
 	for _, p := range problems {
+		if p.Reason == ProblemInvalid {
+			continue // told with its listener above, and by whoever validated
+		}
 		ep := ExplainedProblem{Listener: p.Listener, Severity: p.Severity, Reason: p.Reason, Message: p.Message}
 		if p.Plugin != (Key{}) {
 			ep.Plugin = p.Plugin.String()
