@@ -150,7 +150,6 @@ func (s *session) challenge(ctx context.Context) (challenge, error) {
 	case a.StatusCode == http.StatusTooManyRequests, a.StatusCode == http.StatusRequestTimeout, a.StatusCode >= 500:
 		return challenge{}, refusal(a)
 	}
-	_, _ = io.CopyN(io.Discard, a.Body, 4<<10)
 	s.learn(found)
 	return found, nil
 }

@@ -43,7 +43,7 @@ func (c *Client) check(ctx context.Context, r Reference, cred Credential, t Trus
 		return Descriptor{}, err
 	}
 	if !o.Get {
-		d, err, settled := s.head(ctx, r, o.FreshToken)
+		d, settled, err := s.head(ctx, r, o.FreshToken)
 		if settled {
 			return d, s.explain(err)
 		}
@@ -70,25 +70,25 @@ func (s *session) explain(err error) error {
 }
 
 // head asks by HEAD. It is not settled where a GET must be asked.
-func (s *session) head(ctx context.Context, r Reference, fresh bool) (_ Descriptor, _ error, settled bool) {
+func (s *session) head(ctx context.Context, r Reference, fresh bool) (_ Descriptor, settled bool, _ error) {
 	a, err := s.ask(ctx, call{method: http.MethodHead, url: s.manifestURL(r), header: accept, redirects: true}, r, pull, fresh)
 	if err != nil {
-		return Descriptor{}, err, true
+		return Descriptor{}, true, err
 	}
 	defer func() { _ = a.Body.Close() }()
 	if a.StatusCode == http.StatusOK {
 		d := Descriptor{MediaType: mediaType(a.Header), Digest: a.Header.Get("Docker-Content-Digest"), Size: max(a.ContentLength, 0)}
 		settled = digestForm.MatchString(d.Digest) && (r.Digest() == "" || r.Digest() == d.Digest)
-		return d, nil, settled
+		return d, settled, nil
 	}
 	e := refusal(a)
 	switch {
 	case e.Kind == Invalid, a.StatusCode == http.StatusNotImplemented:
-		return Descriptor{}, e, false
+		return Descriptor{}, false, e
 	case e.Kind == Unavailable:
-		return Descriptor{}, e, true
+		return Descriptor{}, true, e
 	}
-	return Descriptor{}, e, e.FromRegistry
+	return Descriptor{}, e.FromRegistry, e
 }
 
 // Manifest reads the manifest or index r, of MaxManifest bytes at most. Its digest is

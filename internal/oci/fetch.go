@@ -59,7 +59,7 @@ func (v *verified) Read(p []byte) (int, error) {
 	v.size += int64(n)
 	_, _ = v.sum.Write(p[:n])
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		err = v.end()
 	case err != nil:
 		err = in("blob", v.name, err)
@@ -123,7 +123,7 @@ type named struct {
 
 func (n *named) Read(p []byte) (int, error) {
 	count, err := n.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = in("download", n.name, err)
 	}
 	return count, err

@@ -334,11 +334,11 @@ func redirectRows() []row {
 		name: "upload to another host",
 		set: func(s *stage) {
 			blobs := func(w http.ResponseWriter, r *http.Request) {
-				switch {
-				case r.Method == http.MethodPost:
+				switch r.Method {
+				case http.MethodPost:
 					w.Header().Set("Location", "https://"+s.cdn.host+"/upload")
 					w.WriteHeader(http.StatusAccepted)
-				case r.Method == http.MethodPut:
+				case http.MethodPut:
 					w.WriteHeader(http.StatusCreated)
 				default:
 					http.NotFound(w, r)

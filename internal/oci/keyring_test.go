@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stileproject/stile/internal/canary"
+	"github.com/stileproject/stile/internal/secret"
 )
 
 // config returns a dockerconfigjson whose entries have their own name as password.
@@ -263,6 +264,38 @@ func TestCredential_HasNoPrintableForm(t *testing.T) {
 		w.Log().Info("value", "v", v)
 		if b, err := json.Marshal(v); err == nil {
 			w.Add("JSON", b)
+		}
+	}
+}
+
+func TestParsePullSecret(t *testing.T) {
+	t.Parallel()
+	entries := `{"r.example":{"username":"u","password":"p"}}`
+	data := func(name, content string) map[string]secret.Secret {
+		return map[string]secret.Secret{name: secret.New([]byte(content))}
+	}
+	for name, one := range map[string]struct {
+		kind string
+		data map[string]secret.Secret
+		says string // of the error; empty = none
+	}{
+		"docker config":  {SecretTypeDockerConfigJSON, data(".dockerconfigjson", `{"auths":`+entries+`}`), ""},
+		"legacy":         {SecretTypeDockerCfg, data(".dockercfg", entries), ""},
+		"the other key":  {SecretTypeDockerConfigJSON, data(".dockercfg", entries), "has no key .dockerconfigjson"},
+		"opaque":         {"Opaque", data(".dockerconfigjson", `{"auths":`+entries+`}`), `the type is "Opaque"`},
+		"not JSON":       {SecretTypeDockerConfigJSON, data(".dockerconfigjson", "p"), "not a JSON object"},
+		"empty":          {SecretTypeDockerConfigJSON, data(".dockerconfigjson", ""), "not a JSON object"},
+		"legacy no JSON": {SecretTypeDockerCfg, data(".dockercfg", "p"), "not a JSON object"},
+	} {
+		k, err := ParsePullSecret(testKey(t), "pull secret ns/s", one.kind, one.data)
+		if one.says != "" {
+			if !errors.Is(err, Invalid) || !strings.Contains(err.Error(), "pull secret ns/s: invalid: "+one.says) {
+				t.Errorf("%s: got %v", name, err)
+			}
+			continue
+		}
+		if got := passwords(t, k, "r.example/a/p"); err != nil || got[0] != "p" {
+			t.Errorf("%s: got %q, %v", name, got, err)
 		}
 	}
 }

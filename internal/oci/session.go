@@ -25,6 +25,9 @@ const (
 	// blobs once or twice.
 	maxRedirects = 5
 	userAgent    = "stile"
+	// maxDrained is how much of an answer that nobody wants is read, so that its
+	// connection can be used again.
+	maxDrained = 4 << 10
 )
 
 // session is what is kept of one credential at one registry: connections, what the
@@ -160,7 +163,7 @@ func (s *session) hops(w *deadline, q call) (*answer, error) {
 		if next == nil && err == nil || !q.redirects {
 			return &answer{Response: resp, redirected: hop > 0}, nil
 		}
-		_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // so that the connection can be used again
+		_, _ = io.CopyN(io.Discard, resp.Body, maxDrained)
 		_ = resp.Body.Close()
 		if err != nil {
 			return nil, err
@@ -262,13 +265,16 @@ func (b *body) Read(p []byte) (int, error) {
 	b.watch.begin()
 	n, err := b.ReadCloser.Read(p)
 	b.watch.pause()
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = unanswered(b.watch.ctx, err)
 	}
 	return n, err
 }
 
 func (b *body) Close() error {
+	if !b.watch.stream {
+		_, _ = io.CopyN(io.Discard, b.ReadCloser, maxDrained)
+	}
 	err := b.ReadCloser.Close()
 	b.watch.stop()
 	b.give()

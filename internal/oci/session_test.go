@@ -97,11 +97,11 @@ func TestTokenAge(t *testing.T) {
 		} {
 			key := tokenKey{scope: one.life.String()}
 			s.keep(key, secret.New([]byte("t")), one.life)
-			time.Sleep(one.usable - 1)
+			time.Sleep(one.usable - time.Nanosecond)
 			if _, ok := s.held(key); !ok {
 				t.Errorf("%v: not held just before %v", one.life, one.usable)
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			if _, ok := s.held(key); ok {
 				t.Errorf("%v: held after %v", one.life, one.usable)
 			}

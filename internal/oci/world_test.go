@@ -11,7 +11,7 @@ import (
 	"encoding/binary"
 	"encoding/pem"
 	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -104,7 +104,7 @@ func newServer(t testing.TB, name string, cert *tls.Certificate) *server {
 	t.Helper()
 	s := &server{name: name}
 	s.http = httptest.NewUnstartedServer(s)
-	s.http.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.http.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	if cert != nil {
 		s.http.TLS = &tls.Config{Certificates: []tls.Certificate{*cert}, ClientAuth: tls.RequestClientCert}
 		s.http.EnableHTTP2 = true

@@ -8,8 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -104,7 +103,7 @@ func Start(o Options) (*Registry, error) {
 	}
 	r := &Registry{
 		options:  o,
-		backend:  registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true)),
+		backend:  registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)), registry.WithReferrersSupport(true)),
 		listener: &gate{Listener: l, conns: make(map[net.Conn]bool)},
 		host:     l.Addr().String(),
 		open:     o.Mode == Open,
@@ -119,7 +118,7 @@ func Start(o Options) (*Registry, error) {
 	r.server = &http.Server{
 		Handler:           r,
 		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          log.New(io.Discard, "", 0),
+		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	var serve net.Listener = r.listener
 	if o.TLS != nil {
