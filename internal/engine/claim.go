@@ -34,6 +34,9 @@ func (e *Engine) claim(p *v1alpha1.WasmPlugin) claim {
 	if err != nil {
 		return claim{refused: &refusal{v1alpha1.ReasonSourceNotAllowed, err.Error()}}
 	}
+	if p.Spec.VerificationKey != "" {
+		return claim{refused: &refusal{v1alpha1.ReasonSignatureInvalid, "this version cannot verify signatures, and runs nothing unverified: remove spec.verificationKey"}}
+	}
 	c := claim{url: u, always: p.Spec.EffectivePullPolicy() == v1alpha1.PullAlways}
 	switch u.Scheme {
 	case v1alpha1.SchemeFile:

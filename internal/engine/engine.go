@@ -52,6 +52,8 @@ type Config struct {
 	Fingerprints secret.Key
 	// URLs is the key of the unguessable part of module URLs.
 	URLs secret.Key
+	// Memory keeps what must be known again after a restart; nil: nothing is.
+	Memory Memory
 	// Log receives what happens; nil discards it.
 	Log *slog.Logger
 }
@@ -115,6 +117,9 @@ type Engine struct {
 	files    map[string]*envoyFile
 	streams  map[xds.StreamID]string // to its group
 	groups   map[string]*group
+
+	recalled   map[plugin.Key]Remembered // until each plugin is read for the first time
+	remembered map[plugin.Key]Remembered
 }
 
 // New returns an Engine that has not begun.
@@ -153,6 +158,10 @@ func defaults(cfg *Config) {
 func (e *Engine) Run(ctx context.Context, worlds <-chan *source.World) error {
 	e.running.Lock()
 	defer e.running.Unlock()
+	if e.cfg.Memory != nil && e.remembered == nil {
+		e.recalled = e.cfg.Memory.Recall()
+		e.remembered = e.recalled
+	}
 	var (
 		due     marks
 		holdOff = stopped(time.NewTimer(0))
@@ -230,6 +239,7 @@ func (e *Engine) turn(due marks, now time.Time) (next time.Time) {
 	}
 	e.publish(due.world != nil, changed)
 	e.retain()
+	e.remember()
 	e.report(now)
 	e.ready.Store(true)
 	return next

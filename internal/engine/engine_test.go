@@ -22,6 +22,7 @@ import (
 	"github.com/stileproject/stile/internal/plugin"
 	"github.com/stileproject/stile/internal/secret"
 	"github.com/stileproject/stile/internal/source"
+	"github.com/stileproject/stile/internal/wasm"
 	"github.com/stileproject/stile/internal/xds"
 )
 
@@ -138,7 +139,10 @@ func (c *contents) Changes() <-chan struct{} { return c.changes }
 // arrive makes the module of a digest available; a module that is large has no inline bytes.
 func (c *contents) arrive(n int, large bool) {
 	c.mu.Lock()
-	m := content.Module{Digest: digestOf(n), SHA256: fmt.Sprintf("%064x", 1000+n), Size: 10}
+	m := content.Module{
+		Digest: digestOf(n), SHA256: fmt.Sprintf("%064x", 1000+n), Size: 10,
+		Info: wasm.Module{Types: []string{wasm.HTTP}},
+	}
 	if !large {
 		m.Inline = []byte(fmt.Sprintf("module %d", n))
 	}

@@ -201,6 +201,7 @@ func (e *Engine) plan(g *group) {
 		Plugins:       make([]*v1alpha1.WasmPlugin, 0, len(e.order)),
 		Invalid:       map[plugin.Key][]v1alpha1.Finding{},
 		Node:          g.node,
+		OmitSkipped:   true,
 	}
 	for _, key := range e.order {
 		ps := e.plugins[key]

@@ -79,18 +79,32 @@ func how(v *version) xds.Delivery {
 func (e *Engine) module(ps *pluginState) xds.Delivery {
 	d := how(ps.good)
 	if d.Mode == xds.Remote {
-		ps.token = e.token(ps)
+		ps.token = e.token(ps, ps.epoch)
 		e.tokens.set(ps.token, ps.good)
-		d.URL = e.cfg.ModulesURL + "/modules/" + ps.token
+		d.URL = e.moduleURL(ps.token)
 	}
 	return d
 }
 
+// kept is how what runs was last delivered: under the epoch before the right ended.
+func (e *Engine) kept(ps *pluginState) *xds.Delivery {
+	d := how(ps.good)
+	if d.Mode == xds.Remote {
+		epoch := ps.epoch
+		if ps.ended {
+			epoch--
+		}
+		d.URL = e.moduleURL(e.token(ps, epoch))
+	}
+	return &d
+}
+
+func (e *Engine) moduleURL(token string) string { return e.cfg.ModulesURL + "/modules/" + token }
+
 // token is the unguessable part of a module's URL, bound to plugin, digest and epoch.
-func (e *Engine) token(ps *pluginState) string {
-	var epoch [8]byte
-	binary.BigEndian.PutUint64(epoch[:], ps.epoch)
-	sum := e.cfg.URLs.Sum([]byte(ps.key.Namespace), []byte(ps.key.Name), []byte(ps.good.module.SHA256), epoch[:])
+func (e *Engine) token(ps *pluginState, epoch uint64) string {
+	sum := e.cfg.URLs.Sum([]byte(ps.key.Namespace), []byte(ps.key.Name), []byte(ps.good.module.SHA256),
+		binary.BigEndian.AppendUint64(nil, epoch))
 	return hex.EncodeToString(sum[:])
 }
 

@@ -22,6 +22,7 @@ import (
 type pluginState struct {
 	key     plugin.Key
 	latest  *v1alpha1.WasmPlugin // as last read
+	hash    string               // of latest, as documentHash has it
 	invalid []v1alpha1.Finding   // what is wrong with latest; empty: nothing
 	spec    *v1alpha1.WasmPlugin // what is in force: latest, or the last valid one before it
 
@@ -41,6 +42,8 @@ type pluginState struct {
 	token    string // in the URL of good's module, for remote delivery
 	epoch    uint64 // grows with each end of a right
 
+	runs       *RememberedVersion // of runsOf, as it was last remembered
+	runsOf     *version
 	wake       time.Time // when to decide again at the latest; zero: never
 	conditions []Condition
 }
@@ -89,12 +92,15 @@ func (e *Engine) setWorld(w *source.World, now time.Time) {
 		ps := e.plugins[key]
 		if ps == nil {
 			ps = &pluginState{key: key, firstSeen: now}
-			if !first {
-				ps.changedAt = now
-			}
 			e.plugins[key] = ps
 		}
-		ps.read(p, w.Invalid[key], now)
+		fresh := ps.latest == nil
+		ps.read(p, slices.Concat(w.Invalid[key], p.ValidateHostEnv(e.cfg.HostEnvAllow)), now)
+		if r, ok := e.recalled[key]; fresh && ok {
+			ps.recall(r, now)
+		} else if fresh && !first {
+			ps.changedAt = now
+		}
 		e.renew(ps, now)
 	}
 	for key, ps := range e.plugins {
@@ -102,6 +108,9 @@ func (e *Engine) setWorld(w *source.World, now time.Time) {
 			e.release(ps)
 			delete(e.plugins, key)
 		}
+	}
+	if first {
+		e.recalled = nil // what was deleted meanwhile is forgotten
 	}
 	e.order = slices.SortedFunc(maps.Keys(e.plugins), byName)
 	e.setFiles(w.EnvoyFiles)
@@ -120,7 +129,7 @@ func (ps *pluginState) read(p *v1alpha1.WasmPlugin, invalid []v1alpha1.Finding, 
 	if ps.latest != nil {
 		ps.changedAt = now
 	}
-	ps.latest = p
+	ps.latest, ps.hash = p, documentHash(p)
 	if len(invalid) == 0 || ps.spec == nil || ps.good == nil {
 		ps.spec = p
 	}
@@ -141,7 +150,7 @@ func (e *Engine) renew(ps *pluginState, now time.Time) {
 	old := ps.claim
 	ps.claim, ps.claimFrom = e.claim(ps.spec), inputs
 	owner := ps.claim.credentials.Fingerprint()
-	if owner != ps.owner && ps.good != nil {
+	if owner != ps.owner && ps.good != nil && !ps.good.recalled {
 		ps.rotatedAt = now
 	}
 	if owner != ps.owner {
@@ -239,16 +248,10 @@ func (e *Engine) stands(ps *pluginState, now time.Time) bool {
 	}
 	v := ps.outcome.verdict
 	if ps.outcome.image != good.image || ps.claim.url.Scheme != v1alpha1.SchemeOCI {
-		request := ps.request(good.image, true)
-		credentials, err := ps.claim.keyring.For(good.image)
-		if err != nil {
+		request, ok := e.lastGood(ps)
+		if !ok {
 			return false
 		}
-		trust, err := e.rooms.Registries.Trust(good.image.Host(), ps.key.Namespace)
-		if err != nil {
-			return false
-		}
-		request.Credentials, request.Trust = credentials, trust
 		_, v = e.rooms.Gate.Hold(request)
 	}
 	switch v.State {
@@ -263,6 +266,18 @@ func (e *Engine) stands(ps *pluginState, now time.Time) bool {
 	until := ps.rotatedAt.Add(e.cfg.Rotation)
 	ps.wakeAt(until)
 	return now.Before(until)
+}
+
+// lastGood asks for what runs by its own digest, with the credentials that the plugin
+// has now. It is false if those are no good or the registry may not be asked.
+func (e *Engine) lastGood(ps *pluginState) (access.Request, bool) {
+	request := ps.request(ps.good.image, true)
+	var err error
+	if request.Credentials, err = ps.claim.keyring.For(ps.good.image); err != nil {
+		return request, false
+	}
+	request.Trust, err = e.rooms.Registries.Trust(ps.good.image.Host(), ps.key.Namespace)
+	return request, err == nil
 }
 
 // end records that the right to what runs has ended, or that it has come back.
@@ -284,12 +299,15 @@ func (e *Engine) deliver(ps *pluginState, now time.Time) {
 		ps.waitedAt = now
 	}
 	rotating := ps.good != nil && !ps.ended && ps.outcome.progress != ready && !ps.rotatedAt.IsZero()
-	if ps.good != nil && !ps.ended && !rotating {
+	if ps.good != nil && !ps.ended && !rotating && e.revive(ps) {
 		ps.delivery = e.module(ps)
 		return
 	}
-	keep := ps.good != nil && (rotating || e.cfg.OnRevoked == v1alpha1.OnRevokedKeep)
+	keep := ps.good != nil && (!ps.ended || e.cfg.OnRevoked == v1alpha1.OnRevokedKeep)
 	ps.delivery = xds.Delivery{Mode: xds.StandIn, Keep: keep}
+	if keep {
+		ps.delivery.Kept = e.kept(ps)
+	}
 	if ps.outcome.progress == pending {
 		if until := ps.waitedAt.Add(e.cfg.WarmHold); now.Before(until) {
 			ps.delivery.Mode = xds.Hold

@@ -10,6 +10,7 @@ import (
 	"github.com/stileproject/stile/internal/content"
 	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/secret"
+	"github.com/stileproject/stile/internal/wasm"
 )
 
 // version is one complete thing to run: a spec, its module and the right to it.
@@ -19,8 +20,10 @@ type version struct {
 	module content.Module
 	proof  access.Proof // zero for http(s) and file
 	source content.URLRequest
-	path   string             // file alone
-	owner  secret.Fingerprint // of the credentials under which it was proven
+	path   string // file alone
+	// recalled: remembered from before a restart, with nothing but what identifies it.
+	recalled bool
+	owner    secret.Fingerprint // of the credentials under which it was proven
 }
 
 // same reports whether v and w are the same bytes by the same spec.
@@ -81,6 +84,9 @@ func (e *Engine) resolve(ps *pluginState, now time.Time) outcome {
 	if err != nil {
 		return o.contentIs(err)
 	}
+	if o, wrong := o.wrongType(spec, module); wrong {
+		return o
+	}
 	o.version = &version{spec: spec, image: o.image, module: module, proof: proof, owner: c.credentials.Fingerprint()}
 	if o.tagGone {
 		return o.because(ready, v1alpha1.ReasonTagGone, "tag %s is gone from the registry; what runs is pinned to %s", c.url.Image, o.image.Digest())
@@ -101,6 +107,9 @@ func (e *Engine) resolveURL(ps *pluginState, now time.Time) outcome {
 	module, err := e.rooms.Contents.URL(req)
 	if err != nil {
 		return outcome{}.contentIs(err)
+	}
+	if o, wrong := (outcome{}).wrongType(ps.spec, module); wrong {
+		return o
 	}
 	o := outcome{version: &version{spec: ps.spec, module: module, source: req}}
 	return o.because(ready, v1alpha1.ReasonResolved, "%s", ps.claim.url)
@@ -189,6 +198,16 @@ func (o outcome) contentIs(err error) outcome {
 	default:
 		return o.because(refused, problem.Reason, "%s", problem.Message)
 	}
+}
+
+// wrongType refuses a module that cannot do what the plugin's type asks of it.
+func (o outcome) wrongType(spec *v1alpha1.WasmPlugin, m content.Module) (outcome, bool) {
+	for _, f := range wasm.CheckType(m.Info, string(spec.Spec.EffectiveType())) {
+		if f.Severity == v1alpha1.SeverityError {
+			return o.because(refused, v1alpha1.ReasonModuleInvalid, "%s: %s", f.Message, f.Fix), true
+		}
+	}
+	return o, false
 }
 
 func reasonOr(reason, otherwise string) string {

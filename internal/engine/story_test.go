@@ -198,7 +198,7 @@ func TestP5_ASecretEditedKeepsWhatRunsUntilTheFirstVerdict(t *testing.T) {
 		h.registry.let("new-password", true)
 		h.secret("team-a", "new-password")
 		h.apply()
-		h.wantDelivered("team-a", "auth", "hold") // who runs it goes on, who is new waits
+		h.wantDelivered("team-a", "auth", "keep+hold")
 		h.registry.set(func(r *registry) { close(r.hang); r.hang = nil })
 		h.settle()
 		h.wantDelivered("team-a", "auth", "module 1")

@@ -80,7 +80,10 @@ func (e *extension) resource(d Delivery) *Resource {
 func (e *extension) keep(r *Resource, d Delivery) *Resource {
 	r.Keep = d.Keep
 	if d.Keep && d.Kept != nil && d.Kept.Mode != Hold && d.Kept.Mode != StandIn {
-		r.KeptVersion = e.module(*d.Kept).Version
+		// The version alone, never an interned resource: what is kept may come without its bytes.
+		if _, v, err := e.moduleVersion(*d.Kept); err == nil {
+			r.KeptVersion = v
+		}
 	}
 	return r
 }
@@ -207,23 +210,30 @@ func (e *extension) module(d Delivery) *Resource {
 		e.problem(e.key, SeverityWarning, "TooLargeForEnvoy",
 			"the module has %d bytes and Envoy fetches at most %d: raise http.async_response_buffer_limit in the proxy's runtime, or make the module smaller", d.Size, envoyFetchLimit)
 	}
-	pluginConfig, err := e.pluginConfig()
+	pluginConfig, v, err := e.moduleVersion(d)
 	if err != nil {
-		e.problem(e.key, SeverityError, "Invalid", "pluginConfig: %v", err)
+		e.problem(e.key, SeverityError, "Invalid", "%v", err)
 		return e.standIn()
 	}
-	skeleton := e.config(pluginConfig, d, 0, false)
-	bytes, err := deterministic.Marshal(skeleton)
-	if err != nil {
-		e.problem(e.key, SeverityError, "Invalid", "cannot be written as Envoy configuration: %v", err)
-		return e.standIn()
-	}
-	name := ResourceName(e.key)
-	return intern(ExtensionType, name, version(bytes, []byte(d.Mode.String()), []byte(d.SHA256)), func() *Resource {
+	return intern(ExtensionType, ResourceName(e.key), v, func() *Resource {
 		vary := func(n int) *anypb.Any { return mustAny(e.config(pluginConfig, d, n, true)) }
 		remote := d.Mode == Remote
 		return &Resource{Plugin: e.key, Any: vary(0), vary: vary, remote: remote, plain: remote && !d.NackOnMiss, varied: &variation{}}
 	})
+}
+
+// moduleVersion returns the version of the resource for d, for which d's bytes are not
+// needed: their sha256 stands for them. Beside it is the plugin's configuration.
+func (e *extension) moduleVersion(d Delivery) (*anypb.Any, string, error) {
+	pluginConfig, err := e.pluginConfig()
+	if err != nil {
+		return nil, "", fmt.Errorf("pluginConfig: %w", err)
+	}
+	bytes, err := deterministic.Marshal(e.config(pluginConfig, d, 0, false))
+	if err != nil {
+		return nil, "", fmt.Errorf("cannot be written as Envoy configuration: %w", err)
+	}
+	return pluginConfig, version(bytes, []byte(d.Mode.String()), []byte(d.SHA256)), nil
 }
 
 // config returns the filter's configuration. try n > 0 differs from the others in bytes and in
