@@ -103,16 +103,19 @@ func (s *Store) idle(of func(*module) bool) []*module {
 
 // makeRoom lets unused modules give way until the namespace may be charged for share
 // more bytes and the store may hold size more. A namespace over its share gives up
-// its own modules alone; a module that others use too stays for them.
+// its own modules alone; a module that others use too stays for them. Where giving way
+// would not suffice, nothing does.
 func (s *Store) makeRoom(namespace string, shareBytes, size int64) ([]*module, error) {
 	var victims []*module
 	if namespace != "" && shareBytes > 0 {
 		sh := s.share(namespace)
 		if over := sh.used + sh.reserved + shareBytes - s.options.MaxPerNamespace; over > 0 {
-			for _, m := range s.idle(func(m *module) bool { return m.namespaces[namespace] }) {
-				if sh.used+sh.reserved+shareBytes <= s.options.MaxPerNamespace {
-					break
-				}
+			idle := s.idle(func(m *module) bool { return m.namespaces[namespace] })
+			if total(idle) < over {
+				return nil, fmt.Errorf("%w: %s uses %d of %d bytes; raise store.maxPerNamespace or remove plugins",
+					ErrNamespaceFull, namespace, sh.used, s.options.MaxPerNamespace)
+			}
+			for _, m := range enough(idle, over) {
 				s.discharge(m, namespace)
 				if len(m.namespaces) == 0 {
 					s.drop(m)
@@ -121,25 +124,37 @@ func (s *Store) makeRoom(namespace string, shareBytes, size int64) ([]*module, e
 				}
 			}
 		}
-		if sh.used+sh.reserved+shareBytes > s.options.MaxPerNamespace {
-			return victims, fmt.Errorf("%w: %s uses %d of %d bytes, all of it by live plugins; raise store.maxPerNamespace or remove plugins",
-				ErrNamespaceFull, namespace, sh.used, s.options.MaxPerNamespace)
-		}
 	}
-	if s.size+s.reserved+size > s.options.MaxSize {
-		for _, m := range s.idle(func(*module) bool { return true }) {
-			if s.size+s.reserved+size <= s.options.MaxSize {
-				break
-			}
+	if over := s.size + s.reserved + size - s.options.MaxSize; over > 0 {
+		idle := s.idle(func(*module) bool { return true })
+		if total(idle) < over {
+			return victims, fmt.Errorf("%w: %d of %d bytes are in use; raise store.maxSize", ErrFull, s.size+s.reserved, s.options.MaxSize)
+		}
+		for _, m := range enough(idle, over) {
 			s.drop(m)
 			s.metrics.evictions.WithLabelValues("size").Inc()
 			victims = append(victims, m)
 		}
-		if s.size+s.reserved+size > s.options.MaxSize {
-			return victims, fmt.Errorf("%w: %d of %d bytes are in use; raise store.maxSize", ErrFull, s.size, s.options.MaxSize)
-		}
 	}
 	return victims, nil
+}
+
+func total(modules []*module) int64 {
+	var n int64
+	for _, m := range modules {
+		n += m.size
+	}
+	return n
+}
+
+// enough returns the first modules that have n bytes together.
+func enough(modules []*module, n int64) []*module {
+	for i, m := range modules {
+		if n -= m.size; n <= 0 {
+			return modules[:i+1]
+		}
+	}
+	return modules
 }
 
 // trimFacts forgets the oldest records of facts alone beyond their bound.

@@ -26,9 +26,6 @@ type Writer struct {
 	done      bool
 }
 
-// reserveStep is how much room is asked for at a time while a module is written.
-const reserveStep = 1 << 20
-
 // Create begins a module that is fetched for the namespace. Touches the disk.
 func (s *Store) Create(namespace string) (*Writer, error) {
 	if s.options.ReadOnly {
@@ -59,16 +56,7 @@ func (w *Writer) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// reserve asks for a whole step and, where that does not fit, for what is needed.
-func (w *Writer) reserve(need int64) error {
-	err := w.tryReserve(max(need, reserveStep))
-	if err != nil && need < reserveStep {
-		err = w.tryReserve(need)
-	}
-	return err
-}
-
-func (w *Writer) tryReserve(n int64) error {
+func (w *Writer) reserve(n int64) error {
 	s := w.s
 	s.mu.Lock()
 	victims, err := s.makeRoom(w.namespace, n, n)
