@@ -247,19 +247,20 @@ func (a *app) configFile(flag string) (string, error) {
 	}
 }
 
-// configEnv returns the value of a variable of the configuration. The short flags have
-// short variables too, except STILE_ENVOY: that is the path of an Envoy to run.
-func (a *app) configEnv(variable string) (string, bool) {
-	if v := a.env.get(variable); v != "" {
-		return v, true
+// configEnv returns the variable that sets a key, and its text. The short flags have
+// short variables too, except STILE_ENVOY: that is the path of an Envoy to run. An empty
+// variable is one that is not set.
+func (a *app) configEnv(k config.Key) (variable, text string, ok bool) {
+	names := []string{k.Env()}
+	if short := shortFlags[k.Path]; short != "" && short != "envoy" {
+		names = append(names, config.EnvPrefix+strings.ToUpper(short))
 	}
-	for path, short := range shortFlags {
-		if (config.Key{Path: path}).Env() == variable && short != "envoy" {
-			v := a.env.get(config.EnvPrefix + strings.ToUpper(short))
-			return v, v != ""
+	for _, variable := range names {
+		if text := a.env.get(variable); text != "" {
+			return variable, text, true
 		}
 	}
-	return "", false
+	return "", "", false
 }
 
 // resolvePaths joins the relative paths that the file holds to the file's folder, so

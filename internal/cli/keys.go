@@ -43,6 +43,20 @@ func loadRoot(cfg *v1alpha1.Config) (secret.Root, error) {
 	return parseRoot(name, text)
 }
 
+// readRoot returns the root key of the service on this machine, if this user may read it.
+func readRoot(cfg *v1alpha1.Config) (secret.Root, bool) {
+	name := cfg.Keys.File
+	if name == "" {
+		name = filepath.Join(cfg.Store.Directory, rootKeyFile)
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return secret.Root{}, false
+	}
+	root, err := secret.ParseRoot(text)
+	return root, err == nil
+}
+
 func parseRoot(what string, text []byte) (secret.Root, error) {
 	root, err := secret.ParseRoot(text)
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -134,14 +133,8 @@ func ociSettings(cfg *v1alpha1.Config, key secret.Key, log *slog.Logger, registe
 // this machine, if its root key can be read, so that they can be compared; else one of
 // this run alone.
 func (a *app) fingerprintKey(cfg *v1alpha1.Config) (secret.Key, error) {
-	file := cfg.Keys.File
-	if file == "" {
-		file = filepath.Join(cfg.Store.Directory, rootKeyFile)
-	}
-	if text, err := os.ReadFile(file); err == nil {
-		if root, err := secret.ParseRoot(text); err == nil {
-			return root.Key(secret.ForFingerprints), nil
-		}
+	if root, ok := readRoot(cfg); ok {
+		return root.Key(secret.ForFingerprints), nil
 	}
 	random := make([]byte, secret.Size)
 	if _, err := rand.Read(random); err != nil {

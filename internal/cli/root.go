@@ -51,6 +51,7 @@ var verbs = []func(*app) *cobra.Command{
 	serveVerb,
 	validateVerb,
 	explainVerb,
+	translateVerb,
 	accessVerb,
 	inspectVerb,
 	pullVerb,

@@ -89,7 +89,11 @@ func (in *registryInput) openBench(ctx context.Context, a *app, t target) (conte
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, c, done, err := in.open(ctx, a, host)
+	var hosts []string
+	if host != "" {
+		hosts = []string{host}
+	}
+	ctx, c, done, err := in.open(ctx, a, hosts...)
 	if err != nil {
 		return nil, nil, err
 	}

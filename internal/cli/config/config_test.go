@@ -50,14 +50,14 @@ func standard() *sample {
 	return s
 }
 
-func env(pairs ...string) func(string) (string, bool) {
-	return func(name string) (string, bool) {
+func env(pairs ...string) func(Key) (string, string, bool) {
+	return func(k Key) (string, string, bool) {
 		for i := 0; i < len(pairs); i += 2 {
-			if pairs[i] == name {
-				return pairs[i+1], true
+			if pairs[i] == k.Env() {
+				return pairs[i], pairs[i+1], true
 			}
 		}
-		return "", false
+		return "", "", false
 	}
 }
 

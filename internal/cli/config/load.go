@@ -53,7 +53,7 @@ func (f Faults) Error() string {
 type Input struct {
 	FileName string // how messages call the file; "" = no file
 	File     []byte
-	Env      func(variable string) (string, bool)
+	Env      func(Key) (variable, text string, ok bool)
 	Flags    map[string]FlagValue // by the path of the key; only flags that were given
 }
 
@@ -253,8 +253,8 @@ func (l *loader) texts(config any, root reflect.Value) {
 	walk(root, "", func(path string, v reflect.Value) { at[path] = v })
 	for _, k := range Keys(config) {
 		if l.in.Env != nil {
-			if text, ok := l.in.Env(k.Env()); ok {
-				l.text(at[k.Path], k.Path, text, Source{Layer: Environment, Name: k.Env()})
+			if variable, text, ok := l.in.Env(k); ok {
+				l.text(at[k.Path], k.Path, text, Source{Layer: Environment, Name: variable})
 			}
 		}
 		if f, ok := l.in.Flags[k.Path]; ok {
