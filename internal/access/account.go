@@ -111,7 +111,7 @@ func (g *Gate) learn(f *flight, now int64) {
 			}
 			acct.retryAt = now + jittered(doubled(g.config.UnauthorizedFirst, g.config.UnauthorizedMax, acct.strikes), 0.1)
 		case t.result == granted || t.result == refused && t.fromRegistry:
-			g.accepted(acct, now)
+			g.accepted(acct)
 		}
 	}
 	e.forced = false
@@ -119,11 +119,11 @@ func (g *Gate) learn(f *flight, now int64) {
 
 // accepted notes that the account is good, whatever the image: those that waited for
 // it are asked now.
-func (g *Gate) accepted(acct *account, now int64) {
+func (g *Gate) accepted(acct *account) {
 	acct.refused, acct.strikes, acct.confirmed = 0, 0, false
 	for e := range acct.waiting {
 		if !e.answer.Load().removed {
-			g.askSoon(e, now)
+			g.askSoon(e)
 		}
 	}
 	acct.waiting = nil

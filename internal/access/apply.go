@@ -5,7 +5,7 @@ import (
 )
 
 // askSoon has e asked as soon as there is a slot. Gate.mu is held.
-func (g *Gate) askSoon(e *entry, now int64) {
+func (g *Gate) askSoon(e *entry) {
 	if e.asking || e.queued {
 		return
 	}
@@ -46,12 +46,9 @@ func (g *Gate) land(f *flight) {
 	}
 	g.learn(f, now)
 	a := e.answer.Load()
-	switch {
-	case a.removed:
-		return
-	case f.generation != e.generation:
-		// What was asked for has changed since: these answers are to another question.
-		g.askSoon(e, now)
+	if a.removed {
+		// The Secret went, or nobody cares any more: the answer is to nobody's question. Who
+		// asks anew has another entry.
 		return
 	}
 	last := f.tried[len(f.tried)-1]
@@ -67,7 +64,7 @@ func (g *Gate) land(f *flight) {
 	}
 	switch {
 	case last.result == granted:
-		g.allow(e, last, len(f.tried), f.started)
+		g.allow(e, last, countOf(f.tried), f.started)
 	case standing:
 		g.notRenewed(f, a, now)
 	case someUnanswered(f.tried):
@@ -75,9 +72,14 @@ func (g *Gate) land(f *flight) {
 	default:
 		g.deny(f, now)
 	}
-	if !e.pinned() && !a.removed {
+	if !e.pinned() {
 		g.notify() // somebody may wait for a tag to have been asked again
 	}
+}
+
+// countOf returns how many candidates were asked, or their accounts known.
+func countOf(tried []try) uint8 {
+	return uint8(min(len(tried), 255)) //nolint:gosec // it is at most 255
 }
 
 func someUnanswered(tried []try) bool {
@@ -90,9 +92,9 @@ func someUnanswered(tried []try) bool {
 }
 
 // allow notes a yes, earned by t's candidate as of when it was asked.
-func (g *Gate) allow(e *entry, t try, asked int, started int64) {
+func (g *Gate) allow(e *entry, t try, asked uint8, started int64) {
 	old := e.answer.Load()
-	a := &answer{state: Allowed, digest: t.digest, checked: started, candidate: t.candidate, asked: uint8(min(asked, 255))}
+	a := &answer{state: Allowed, digest: t.digest, checked: started, candidate: t.candidate, asked: asked}
 	if old.state == Allowed && old.candidate != t.candidate {
 		e.endYes()
 	}
@@ -155,7 +157,7 @@ func (g *Gate) notRenewed(f *flight, old *answer, now int64) {
 	}
 	a := *old
 	tried := f.tried
-	a.tried, a.asked = &tried, uint8(min(len(tried), 255))
+	a.tried, a.asked = &tried, countOf(tried)
 	if !e.pinned() && t.result == refused && t.reason == reasonNotFound && t.fromRegistry {
 		g.tagGone(f, &a, now)
 		return
@@ -164,10 +166,10 @@ func (g *Gate) notRenewed(f *flight, old *answer, now int64) {
 		e.suspect, e.attempt = true, 0
 		e.askAt = now + int64(g.config.ConfirmAfter) + jittered(g.config.ConfirmAfter*5/2, 1)
 		if !e.pinned() {
-			g.hurry(a.target, now)
+			g.hurry(a.target)
 		}
 	} else {
-		if e.attempt+1 < uint8(min(g.config.Attempts, 100)) && a.stale == 0 {
+		if int(e.attempt)+1 < g.config.Attempts && a.stale == 0 {
 			g.retry(e, f.tried, now)
 			return
 		}
@@ -187,15 +189,15 @@ func (g *Gate) tagGone(f *flight, a *answer, now int64) {
 	e := f.entry
 	a.reason, a.stale, a.checked, a.next = reasonTagGone, 0, f.started, 0
 	e.askAt, e.suspect, e.attempt = never, false, 0
-	g.hurry(a.target, now)
+	g.hurry(a.target)
 	g.publish(e, a)
 	g.schedule(e)
 }
 
 // hurry has a yes asked again at once: there is reason to doubt it.
-func (g *Gate) hurry(e *entry, now int64) {
+func (g *Gate) hurry(e *entry) {
 	if a := e.answer.Load(); a.state == Allowed && !e.suspect && !a.removed {
-		g.askSoon(e, now)
+		g.askSoon(e)
 	}
 }
 
@@ -208,13 +210,13 @@ func (g *Gate) unanswered(f *flight, now int64) {
 			e.refused |= 1 << t.candidate // it has had its answer in this round
 		}
 	}
-	if e.attempt+1 < uint8(min(g.config.Attempts, 100)) {
+	if int(e.attempt)+1 < g.config.Attempts {
 		g.retry(e, f.tried, now)
 		return
 	}
 	a := *e.answer.Load()
 	tried := f.tried
-	a.tried, a.asked = &tried, uint8(min(len(tried), 255))
+	a.tried, a.asked = &tried, countOf(tried)
 	if a.state != Denied {
 		a.state, a.reason = Unknown, reasonUnreachable
 		for _, t := range f.tried {
@@ -234,7 +236,7 @@ func (g *Gate) deny(f *flight, now int64) {
 	e := f.entry
 	old := e.answer.Load()
 	tried := f.tried
-	a := &answer{state: Denied, digest: old.digest, checked: now, tried: &tried, asked: uint8(min(len(tried), 255))}
+	a := &answer{state: Denied, digest: old.digest, checked: now, tried: &tried, asked: countOf(tried)}
 	a.reason = f.tried[0].reason
 	for _, t := range f.tried[1:] {
 		if t.reason != a.reason {
@@ -254,7 +256,7 @@ func (g *Gate) deny(f *flight, now int64) {
 }
 
 // endGrace ends a yes that could not be renewed for too long.
-func (g *Gate) endGrace(e *entry, old *answer, now int64) {
+func (g *Gate) endGrace(e *entry, old *answer) {
 	a := *old
 	a.state, a.reason, a.stale = Unknown, reasonUnreachable, 0
 	e.suspect = false

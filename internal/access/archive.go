@@ -202,7 +202,7 @@ func (a *Archive) encode(key []byte, r row) []byte {
 	b = append(b, r.candidate[:]...)
 	b = append(b, r.digest[:]...)
 	for _, t := range []int64{r.checked, r.stale, r.written} {
-		b = binary.BigEndian.AppendUint64(b, uint64(t))
+		b = binary.BigEndian.AppendUint64(b, uint64(t)) //nolint:gosec // the same bits
 	}
 	mac := a.sign(bucketProofs, key, b)
 	return append(b, mac[:]...)
@@ -221,7 +221,7 @@ func (a *Archive) decode(key, value []byte) (row, bool) {
 	body = body[copy(r.candidate[:], body):]
 	body = body[copy(r.digest[:], body):]
 	for _, t := range []*int64{&r.checked, &r.stale, &r.written} {
-		*t = int64(binary.BigEndian.Uint64(body))
+		*t = int64(binary.BigEndian.Uint64(body)) //nolint:gosec // the same bits
 		body = body[8:]
 	}
 	return r, true

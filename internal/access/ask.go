@@ -51,26 +51,25 @@ type step struct {
 
 // flight is one question to a registry about one entry, with all its candidates.
 type flight struct {
-	entry      *entry
-	queue      *queue
-	question   question
-	generation uint32
-	started    int64
-	steps      []step
-	tried      []try
+	entry    *entry
+	queue    *queue
+	question question
+	started  int64
+	steps    []step
+	tried    []try
 }
 
 // newFlight decides whom to ask what. Gate.mu is held.
 func (g *Gate) newFlight(e *entry, q *queue) *flight {
 	a := e.answer.Load()
-	f := &flight{entry: e, queue: q, generation: e.generation, started: g.now()}
-	candidates := e.who.credentials.Candidates()
+	f := &flight{entry: e, queue: q, started: g.now()}
+	candidates := e.who.count()
 	if a.state != Allowed {
-		for i := range candidates {
-			if i < 8 && e.refused&(1<<i) != 0 {
+		for at := range candidates {
+			if at < 8 && e.refused&(1<<at) != 0 {
 				continue
 			}
-			f.add(g, uint8(i), oci.CheckOptions{})
+			f.add(g, at, oci.CheckOptions{})
 		}
 		return f
 	}
@@ -89,9 +88,9 @@ func (g *Gate) newFlight(e *entry, q *queue) *flight {
 		// Neither back-off nor memory decides this one.
 		f.steps = append(f.steps, step{candidate: winner, options: oci.CheckOptions{Get: true, FreshToken: true}})
 	}
-	for i := range candidates {
-		if uint8(i) != winner {
-			f.add(g, uint8(i), oci.CheckOptions{})
+	for at := range candidates {
+		if at != winner {
+			f.add(g, at, oci.CheckOptions{})
 		}
 	}
 	return f

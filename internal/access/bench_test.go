@@ -200,22 +200,22 @@ func BenchmarkWarmWhile(b *testing.B) {
 	const n = 10_000
 	for _, story := range []struct {
 		name  string
-		begin func(b *testing.B, g *Gate, registry *steady, requests []Request)
+		begin func(image func(string) oci.Reference, g *Gate, registry *steady)
 	}{
-		{"quiet", func(*testing.B, *Gate, *steady, []Request) {}},
-		{"one cold check of 2 s", func(b *testing.B, g *Gate, registry *steady, _ []Request) {
+		{"quiet", func(func(string) oci.Reference, *Gate, *steady) {}},
+		{"one cold check of 2 s", func(image func(string) oci.Reference, g *Gate, registry *steady) {
 			registry.wait.Store(int64(2 * time.Second))
-			g.Check(Request{Image: ref(b, "registry.example:5000/cold/one:v1")})
+			g.Check(Request{Image: image("registry.example:5000/cold/one:v1")})
 		}},
-		{"a sweep of 10,000 at 50 ms", func(b *testing.B, g *Gate, registry *steady, _ []Request) {
+		{"a sweep of 10,000 at 50 ms", func(image func(string) oci.Reference, g *Gate, registry *steady) {
 			registry.wait.Store(int64(50 * time.Millisecond))
 			expire(g)
 		}},
-		{"a registry on 503", func(b *testing.B, g *Gate, registry *steady, _ []Request) {
+		{"a registry on 503", func(image func(string) oci.Reference, g *Gate, registry *steady) {
 			registry.fault.Store(&oci.Error{Op: "check", Kind: oci.Unavailable, Status: http.StatusServiceUnavailable})
 			expire(g)
 		}},
-		{"a registry that never answers", func(b *testing.B, g *Gate, registry *steady, _ []Request) {
+		{"a registry that never answers", func(image func(string) oci.Reference, g *Gate, registry *steady) {
 			registry.wait.Store(int64(time.Hour))
 			expire(g)
 		}},
@@ -225,7 +225,7 @@ func BenchmarkWarmWhile(b *testing.B) {
 				registry := &steady{}
 				g, requests := warmGate(b, registry, n, Config{})
 				runtime.GC()
-				story.begin(b, g, registry, requests)
+				story.begin(func(s string) oci.Reference { return ref(b, s) }, g, registry)
 				report(b, warmLatency(g, requests, 2*time.Second))
 			}
 		})
@@ -312,6 +312,7 @@ func latencyOf(check func(Request), requests []Request, d time.Duration) []time.
 }
 
 func report(b *testing.B, sorted []time.Duration) {
+	b.Helper()
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(float64(sorted[len(sorted)/2]), "p50-ns")
 	b.ReportMetric(float64(sorted[len(sorted)*99/100]), "p99-ns")

@@ -200,14 +200,14 @@ func (g *Gate) judge(r Request, e *entry) Verdict {
 		return g.judgeTag(r, e, a)
 	}
 	if e.askAt == never && !e.asking && !e.queued && a.state != Allowed {
-		g.askSoon(e, g.now()) // it slept because nobody used it
+		g.askSoon(e) // it slept because nobody used it
 	}
 	v := g.verdict(e, a)
 	if a.state == Allowed && a.stale != 0 && !g.holdsYes(r.Holder, e) {
-		v.State, v.Reason = Unknown, g.staleReason(e, a)
+		v.State, v.Reason = Unknown, staleReason(a)
 		v.Credential = secret.Fingerprint{}
 	}
-	v.Message = g.message(r, e, a)
+	v.Message = message(r, e, a)
 	return v
 }
 
@@ -232,15 +232,15 @@ func (g *Gate) judgeTag(r Request, e *entry, a *answer) Verdict {
 		// Too old for this caller; or what it named may no longer be read, and it may
 		// by now name something else.
 		if !e.asking && !e.queued && e.askAt == never {
-			g.askSoon(e, now)
+			g.askSoon(e)
 		}
 	}
 	if !g.fresh(a, r.NotBefore) {
 		v := g.verdict(e, a)
 		v.Credential = secret.Fingerprint{}
-		v.State, v.Message = Pending, g.message(r, e, a)
+		v.State, v.Message = Pending, message(r, e, a)
 		if a.stale != 0 {
-			v.State, v.Reason = Unknown, g.staleReason(e, a)
+			v.State, v.Reason = Unknown, staleReason(a)
 		}
 		return v
 	}
@@ -250,7 +250,7 @@ func (g *Gate) judgeTag(r Request, e *entry, a *answer) Verdict {
 	v.Digest = a.digest
 	v.CheckedAt = g.at(a.checked)
 	if v.State == Allowed && a.reason != 0 {
-		v.Reason, v.Message = a.reason.reason(), g.message(r, e, a)
+		v.Reason, v.Message = a.reason.reason(), message(r, e, a)
 	}
 	return v
 }
@@ -284,7 +284,7 @@ func (g *Gate) resolved(e *entry, tag, right *answer) Verdict {
 }
 
 // staleReason says why a yes could not be renewed.
-func (g *Gate) staleReason(e *entry, a *answer) Reason {
+func staleReason(a *answer) Reason {
 	if a.tried != nil {
 		for _, t := range *a.tried {
 			if t.reason != 0 {

@@ -677,6 +677,11 @@ func TestAnswerUnderWayIsDiscarded(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		wantState(t, g.Check(r), Denied, Unauthorized)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if len(g.agenda) != 1 || g.busy != 0 {
+			t.Errorf("the discarded answer left something behind: %d on the agenda, %d under way", len(g.agenda), g.busy)
+		}
 	})
 }
 

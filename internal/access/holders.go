@@ -307,7 +307,7 @@ func (g *Gate) obtain(r Request) *entry {
 	}
 	e := g.insert(r.Image, g.principalOf(r), ns, now)
 	if !g.restore(e, now) {
-		g.askSoon(e, now)
+		g.askSoon(e)
 	}
 	return e
 }
@@ -356,7 +356,6 @@ func (g *Gate) drop(e *entry) {
 	}
 	g.unschedule(e)
 	e.queued = false
-	e.generation++
 	g.table.remove(e)
 	if e.prev != nil {
 		e.prev.next = e.next

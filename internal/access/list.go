@@ -91,9 +91,9 @@ func (g *Gate) Recheck(image oci.Reference) (int, error) {
 	g.rechecks[image] = now
 	n := 0
 	for _, e := range found {
-		n += g.askAgain(e, now)
+		n += g.askAgain(e)
 		if t := e.answer.Load().target; t != nil {
-			n += g.askAgain(t, now)
+			n += g.askAgain(t)
 		}
 	}
 	return n, nil
@@ -101,12 +101,12 @@ func (g *Gate) Recheck(image oci.Reference) (int, error) {
 
 // askAgain has e asked now, whatever its schedule and the back-off of its account; a
 // registry that asked to be left alone is. It returns 1, or 0 if e is gone.
-func (g *Gate) askAgain(e *entry, now int64) int {
+func (g *Gate) askAgain(e *entry) int {
 	if e.answer.Load().removed {
 		return 0
 	}
 	e.forced = true
 	e.attempt, e.strikes, e.refused = 0, 0, 0
-	g.askSoon(e, now)
+	g.askSoon(e)
 	return 1
 }

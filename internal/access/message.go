@@ -11,7 +11,7 @@ const maxRetryAfter = oci.MaxRetryAfter
 
 // message says in a sentence what is behind an answer, with the names of the caller's
 // own Secrets: others who share the entry have theirs.
-func (g *Gate) message(r Request, e *entry, a *answer) string {
+func message(r Request, e *entry, a *answer) string {
 	if a.reason == reasonTagGone {
 		return tagGone(e.image)
 	}

@@ -117,7 +117,7 @@ func (g *Gate) revive(e *entry, r row, now int64) (*answer, bool) {
 		}
 		target = g.insert(image, e.who, e.owner, now)
 		if !g.restore(target, now) {
-			g.askSoon(target, now)
+			g.askSoon(target)
 		}
 	}
 	if r.flags&flagTagGone != 0 {

@@ -21,11 +21,11 @@ func (a agenda) Len() int           { return len(a) }
 func (a agenda) Less(i, j int) bool { return a[i].due < a[j].due }
 func (a agenda) Swap(i, j int) {
 	a[i], a[j] = a[j], a[i]
-	a[i].index, a[j].index = int32(i), int32(j)
+	a[i].index, a[j].index = i, j
 }
 func (a *agenda) Push(x any) {
 	e := x.(*entry)
-	e.index = int32(len(*a))
+	e.index = len(*a)
 	*a = append(*a, e)
 }
 func (a *agenda) Pop() any {
@@ -53,7 +53,7 @@ func (g *Gate) schedule(e *entry) {
 	e.due = due
 	switch {
 	case e.index >= 0:
-		heap.Fix(&g.agenda, int(e.index))
+		heap.Fix(&g.agenda, e.index)
 	default:
 		heap.Push(&g.agenda, e)
 	}
@@ -65,7 +65,7 @@ func (g *Gate) schedule(e *entry) {
 // unschedule takes e off the agenda. Gate.mu is held.
 func (g *Gate) unschedule(e *entry) {
 	if e.index >= 0 {
-		heap.Remove(&g.agenda, int(e.index))
+		heap.Remove(&g.agenda, e.index)
 	}
 }
 
@@ -126,7 +126,7 @@ func (g *Gate) act(e *entry, now int64) {
 		g.drop(e)
 		return
 	case a.state == Allowed && a.stale != 0 && e.pinned() && now >= g.graceEnd(e, a):
-		g.endGrace(e, a, now)
+		g.endGrace(e, a)
 	case e.askAt <= now && !e.asking && !e.queued:
 		e.askAt = never
 		g.enqueue(e)
@@ -163,7 +163,7 @@ func (g *Gate) graceEnd(e *entry, a *answer) int64 {
 
 // jittered returns d ± part of it, part being 0.1 for 10 %.
 func jittered(d time.Duration, part float64) int64 {
-	return int64(float64(d) * (1 + part*(2*rand.Float64()-1)))
+	return int64(float64(d) * (1 + part*(2*rand.Float64()-1))) //nolint:gosec // jitter is no secret
 }
 
 // doubled returns first · 2ⁿ, at most limit.

@@ -24,8 +24,7 @@ type entry struct {
 	due        int64      // when the scheduler looks at it again
 	askAt      int64      // when it is to be asked; never if not
 	held       int32      // holders that hold it now
-	index      int32      // place in the heap; -1 = none
-	generation uint32     // an answer to a question of another generation is discarded
+	index      int        // place in the heap; -1 = none
 	refused    uint8      // of the first eight candidates, those that said no in this round, a bit each
 	attempt    uint8      // questions without an answer in this round
 	strikes    uint8      // rounds since the last yes, for the delay to the next
@@ -68,6 +67,11 @@ type principal struct {
 
 func (p *principal) candidate(i uint8) oci.Credential {
 	return p.credentials.Candidates()[i]
+}
+
+// count returns how many candidates there are; none is asked beyond the 255th.
+func (p *principal) count() uint8 {
+	return uint8(min(len(p.credentials.Candidates()), 255)) //nolint:gosec // it is at most 255
 }
 
 // table finds entries without any lock: open addressing, with the hash beside the
@@ -118,7 +122,7 @@ func (t *table) hash(image oci.Reference, cred, trust secret.Fingerprint) uint64
 func (t *table) find(image oci.Reference, cred, trust secret.Fingerprint) *entry {
 	h := t.hash(image, cred, trust)
 	s := *t.slots.Load()
-	mask := uint64(len(s) - 1)
+	mask := uint64(len(s) - 1) //nolint:gosec // a table has slots
 	for i := h & mask; ; i = (i + 1) & mask {
 		switch s[i].hash.Load() {
 		case emptySlot:
@@ -145,7 +149,7 @@ func (t *table) insert(e *entry) {
 
 // add puts e into the first free slot and returns what that was.
 func add(s []slot, h uint64, e *entry) uint64 {
-	mask := uint64(len(s) - 1)
+	mask := uint64(len(s) - 1) //nolint:gosec // a table has slots
 	i := h & mask
 	for s[i].hash.Load() > removedSlot {
 		i = (i + 1) & mask
@@ -177,7 +181,7 @@ func (t *table) resize() {
 func (t *table) remove(e *entry) {
 	h := t.hash(e.image, e.who.cred, e.who.via)
 	s := *t.slots.Load()
-	mask := uint64(len(s) - 1)
+	mask := uint64(len(s) - 1) //nolint:gosec // a table has slots
 	for i := h & mask; s[i].hash.Load() != emptySlot; i = (i + 1) & mask {
 		if s[i].entry.Load() == e {
 			s[i].hash.Store(removedSlot)
