@@ -36,6 +36,12 @@ func Attaches(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node) Skip {
 	return attaches(rootNamespace, p, n, true)
 }
 
+// Concerns reports whether a plugin attaches to a node: Attaches without the reason, and
+// without an allocation. Who holds many nodes asks it which of them a changed plugin concerns.
+func Concerns(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node) bool {
+	return attaches(rootNamespace, p, n, false).Reason == ""
+}
+
 // attaches is Attaches; unless it is to explain, without messages.
 func attaches(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node, explain bool) Skip {
 	skip := func(reason, format string, args ...any) Skip {
@@ -60,7 +66,7 @@ func attaches(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node, explain boo
 		}
 		return Skip{}
 	}
-	if n.waypoint() && p.Namespace != rootNamespace {
+	if n.waypoint() {
 		return skip(SkipTargetMismatch, "the proxy is a waypoint, which takes plugins by targetRefs alone")
 	}
 	if p.Spec.Selector == nil {

@@ -55,13 +55,16 @@ func TestAttaches(t *testing.T) {
 		{"service entry on its waypoint", waypoint, wasm("a", target("ServiceEntry", "db")), ""},
 		{"waypoint as a gateway", waypoint, wasm("a", target("Gateway", "way")), ""},
 		{"waypoints take no selectors", waypoint, wasm("a"), "TargetMismatch"},
-		{"waypoints take the root namespace's", waypoint, wasm("a", in("root")), ""},
+		{"nor from the root namespace", waypoint, wasm("a", in("root")), "TargetMismatch"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			got := plugin.Attaches("root", tc.plugin, &tc.node)
 			if got.Reason != tc.want || (got.Message == "") != (tc.want == "") {
 				t.Errorf("got %+v, want reason %q and, if any, a message", got, tc.want)
+			}
+			if plugin.Concerns("root", tc.plugin, &tc.node) != (tc.want == "") {
+				t.Error("Concerns says otherwise")
 			}
 			keys := plugin.Attached(plugin.Inputs{RootNamespace: "root", Node: tc.node, Plugins: []*v1alpha1.WasmPlugin{tc.plugin}})
 			if attached := len(keys) == 1; attached != (tc.want == "") {

@@ -62,6 +62,8 @@ type ExplainedPlugin struct {
 	// Selector and Match say in short why the plugin is here.
 	Selector string `json:"selector"`
 	Match    string `json:"match"`
+	// DisabledFor are the virtual hosts and routes that switch it off.
+	DisabledFor []string `json:"disabledFor,omitempty"`
 }
 
 // ExplainedSkip is one plugin that is not in a chain.
@@ -98,8 +100,12 @@ func Explain(in Inputs) Explanation {
 		Listeners: []ExplainedListener{},
 	}
 	x := explainer{specs: specs, invalid: in.Invalid}
-	for _, c := range plan.Chains {
-		e.Listeners = append(e.Listeners, x.chain(c))
+	i := 0
+	for _, l := range in.Listeners {
+		for _, c := range l.Chains {
+			e.Listeners = append(e.Listeners, x.chain(plan.Chains[i], c.Switches))
+			i++
+		}
 	}
 	for _, p := range problems {
 		if p.Reason == ProblemInvalid {
@@ -122,7 +128,7 @@ type explainer struct {
 	invalid map[Key][]v1alpha1.Finding
 }
 
-func (x explainer) chain(c ChainPlan) ExplainedListener {
+func (x explainer) chain(c ChainPlan, switches []Switch) ExplainedListener {
 	l := ExplainedListener{Name: c.Listener, Port: c.Port, Mode: c.Mode, FilterChain: c.FilterChain,
 		Plugins: []ExplainedPlugin{}, Skipped: []ExplainedSkip{}}
 	for _, s := range c.Skipped {
@@ -131,7 +137,7 @@ func (x explainer) chain(c ChainPlan) ExplainedListener {
 	for _, p := range slices.Concat(c.Network, c.HTTP) {
 		errs := errorsOf(x.invalid[p.Plugin])
 		if errs == "" {
-			l.Plugins = append(l.Plugins, x.plugin(p))
+			l.Plugins = append(l.Plugins, x.plugin(p, switches))
 			continue
 		}
 		l.Skipped = append(l.Skipped, ExplainedSkip{p.Plugin.String(), SkipInvalid,
@@ -144,7 +150,7 @@ func (x explainer) chain(c ChainPlan) ExplainedListener {
 		eu := ExplainedUpgrade{Type: u.Type, Plugins: []ExplainedPlugin{}}
 		for _, p := range u.HTTP {
 			if errorsOf(x.invalid[p.Plugin]) == "" {
-				eu.Plugins = append(eu.Plugins, x.plugin(p))
+				eu.Plugins = append(eu.Plugins, x.plugin(p, switches))
 			}
 		}
 		l.Upgrades = append(l.Upgrades, eu)
@@ -152,9 +158,16 @@ func (x explainer) chain(c ChainPlan) ExplainedListener {
 	return l
 }
 
-func (x explainer) plugin(p Placement) ExplainedPlugin {
+func (x explainer) plugin(p Placement, switches []Switch) ExplainedPlugin {
 	spec := x.specs[p.Plugin]
-	return ExplainedPlugin{Plugin: p.Plugin.String(), Type: p.Type, Phase: p.Phase, Priority: p.Priority, Before: p.Before,
+	var off []string
+	for _, s := range switches {
+		if s.Filter == v1alpha1.ECDSNamePrefix+p.Plugin.Namespace+"."+p.Plugin.Name {
+			off = append(off, s.Where)
+		}
+	}
+	return ExplainedPlugin{DisabledFor: off,
+		Plugin: p.Plugin.String(), Type: p.Type, Phase: p.Phase, Priority: p.Priority, Before: p.Before,
 		Selector: SelectorText(spec), Match: MatchText(spec)}
 }
 

@@ -75,6 +75,17 @@ type Chain struct {
 	HTTP []Filter
 	// Upgrades are the connection manager's upgrade configurations that have filters of their own.
 	Upgrades []Upgrade
+	// Switches are the places of the connection manager's routes at which a filter is switched
+	// off by name. They change no plan; Explain shows those of plugins.
+	Switches []Switch
+}
+
+// Switch says that a route switches a filter off (FilterConfig.disabled).
+type Switch struct {
+	// Filter is the filter's name; of a plugin, its ECDS name.
+	Filter string
+	// Where names the virtual host or route: "virtual host all", "route all/1".
+	Where string
 }
 
 // Upgrade is the chain of HTTP filters of one upgrade type.
