@@ -66,8 +66,8 @@ type demo struct {
 	openRegistry bool
 	patience     time.Duration
 	password     func(user string) string
-	tokenMarker  string                   // part of every token of the registry
-	afterStory   func(*demoWorld)         // while everything still runs
+	tokenMarker  string           // part of every token of the registry
+	afterStory   func(*demoWorld) // while everything still runs
 
 	tell   io.Writer // where the story is told while it happens; nil: nowhere
 	report DemoReport

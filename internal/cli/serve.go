@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -103,6 +104,7 @@ type service struct {
 	proxies  *xds.Server
 	source   *file.Source
 	engine   *engine.Engine
+	state    *state
 	servers  []server
 
 	closers []func() error
@@ -261,12 +263,22 @@ func (s *service) openRooms() error {
 	if err != nil {
 		return err
 	}
-	s.gate = access.New(s.client, gateConfig(s.cfg, s.log, s.metrics, audit))
+	proofs, err := access.OpenArchive(filepath.Join(s.cfg.Store.Directory, proofsFile), s.root, s.log)
+	if err != nil {
+		return storeFailure(s.cfg.Store.Directory, err)
+	}
+	s.onClose(proofs.Close)
+	gate := gateConfig(s.cfg, s.log, s.metrics, audit)
+	gate.Archive = proofs
+	s.gate = access.New(s.client, gate)
 	s.contents = content.New(s.store, s.client, contentConfig(s.cfg, s.root, s.log, s.metrics))
 	s.proxies = xds.NewServer(xds.Options{Log: s.log, Registerer: s.metrics, Authorize: authorize(s.cfg.XDS.Identities)})
 	s.onClose(func() error { s.proxies.Close(); return nil })
 	s.source = file.New(s.cfg.Resources.Directory, s.cfg.Envoy.Directory, s.log)
-	s.engine = engine.New(engineConfig(s.cfg, s.root, s.log), engine.Rooms{
+	s.state = newState(s.cfg.Store.Directory, s.root.Box(secret.ForState), s.log)
+	remembering := engineConfig(s.cfg, s.root, s.log)
+	remembering.Memory = s.state
+	s.engine = engine.New(remembering, engine.Rooms{
 		Gate: s.gate, Contents: s.contents, Proxies: s.proxies, Registries: s.client,
 	})
 	return nil
@@ -303,6 +315,7 @@ func (s *service) run(ctx context.Context) error {
 	room("source", s.source.Run)
 	room("access", s.gate.Run)
 	room("content", s.contents.Run)
+	room("state", s.state.Run)
 	room("engine", func(ctx context.Context) error { return s.engine.Run(ctx, s.source.Worlds()) })
 	for _, one := range s.servers {
 		group.Go(func() error {
