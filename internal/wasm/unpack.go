@@ -91,8 +91,8 @@ const raiseModule = "raise fetch.maxModuleSize if the module is really that larg
 
 // Unpack finds the module in r, copies it to w and returns its size and packaging:
 // "raw", or "tar" if it was in a tar; compression alone does not count. It holds a few buffers whatever
-// the sizes are, believes no size that a header gives, and stops once it has the
-// module: what follows in r is the caller's to read and verify. On an error w may
+// the sizes are, believes no size that a header gives, and stops once it has the module
+// and the checksum of its compression: what follows in r is the caller's to read and verify. On an error w may
 // have got a part of the module. Errors of r and w are returned as they are (wrapped);
 // its own are ErrNoModule, ErrArchive and *LimitError.
 func Unpack(w io.Writer, r io.Reader, form Form, limits Limits) (size int64, packaging string, err error) {
@@ -171,8 +171,7 @@ func (u *unpacker) gunzip(r io.Reader, depth int) (int64, error) {
 	if err != nil {
 		return 0, u.damaged(err)
 	}
-	n, err := u.unpack(u.bounded(z), depth+1)
-	return n, errors.Join(err, z.Close())
+	return u.decompress(z, depth)
 }
 
 func (u *unpacker) unzstd(r io.Reader, depth int) (int64, error) {
@@ -181,7 +180,28 @@ func (u *unpacker) unzstd(r io.Reader, depth int) (int64, error) {
 		return 0, u.damaged(err)
 	}
 	defer z.Close()
-	return u.unpack(u.bounded(z), depth+1)
+	return u.decompress(z, depth)
+}
+
+// decompress unpacks what z gives and then reads it to its end, for there is its
+// checksum. What is larger than a limit after the module is not read to its end: the
+// module is whole, and the digest of the delivery decides.
+func (u *unpacker) decompress(z io.Reader, depth int) (int64, error) {
+	r := u.bounded(z)
+	n, err := u.unpack(r, depth+1)
+	if err != nil {
+		return n, err
+	}
+	_, err = io.CopyBuffer(io.Discard, struct{ io.Reader }{r}, make([]byte, 32<<10))
+	var limit *LimitError
+	switch {
+	case err == nil, errors.As(err, &limit):
+		return n, nil
+	case errors.Is(err, gzip.ErrHeader), errors.Is(err, zstd.ErrMagicMismatch):
+		return n, nil // padding after the compressed part, as some tools leave
+	default:
+		return n, u.damaged(err)
+	}
 }
 
 // bounded fails once more than Limits.Archive bytes came out of a decompressor.

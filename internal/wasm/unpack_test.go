@@ -100,6 +100,9 @@ func TestUnpack(t *testing.T) {
 		{"tar in tar", FormAny, tarOf(tarFile{name: "a.tar", data: tarOf(plugin)}), "tar", ErrArchive},
 		{"gzip cut off", FormAny, gz(module)[:30], "raw", ErrArchive},
 		{"tar.gz cut off", FormLayer, gz(tarOf(plugin))[:60], "", ErrArchive},
+		{"gzip with padding after it", FormLayer, append(gz(tarOf(plugin)), make([]byte, 512)...), "tar", nil},
+		{"zstd with padding after it", FormLayer, append(zst(tarOf(plugin)), make([]byte, 512)...), "tar", nil},
+		{"gzip whose checksum is wrong", FormLayer, func() []byte { b := gz(tarOf(plugin)); b[len(b)-5] ^= 1; return b }(), "tar", ErrArchive},
 		{"zstd cut off", FormAny, zst(bytes.Repeat(module, 1000))[:30], "raw", ErrArchive},
 	} {
 		t.Run(row.story, func(t *testing.T) {
