@@ -49,11 +49,12 @@ type Options struct {
 
 // Sandbox is one proxy. Its methods may be called concurrently.
 type Sandbox struct {
-	options  Options
-	log      *slog.Logger
-	events   chan func() // what happened, for the loop
-	upstream *http.Transport
-	clusters atomic.Pointer[map[string]*clusterv3.Cluster] // written by the loop, read by requests
+	options   Options
+	log       *slog.Logger
+	events    chan func() // what happened, for the loop
+	questions chan func() // what somebody wants to know, for the loop
+	upstream  *http.Transport
+	clusters  atomic.Pointer[map[string]*clusterv3.Cluster] // written by the loop, read by requests
 
 	mu      sync.Mutex // guards the four below
 	changed chan struct{}
@@ -88,6 +89,7 @@ func New(o Options) *Sandbox {
 		options:    o,
 		log:        o.Log.With("proxy", o.Node.ID),
 		events:     make(chan func()),
+		questions:  make(chan func()),
 		upstream:   newUpstream(),
 		changed:    make(chan struct{}),
 		done:       make(chan struct{}),
@@ -152,6 +154,8 @@ func (s *Sandbox) loop() {
 			close(s.changed)
 			s.changed = make(chan struct{})
 			s.mu.Unlock()
+		case question := <-s.questions:
+			question() // changes nothing
 		case <-s.ctx.Done():
 			return
 		}
@@ -190,10 +194,11 @@ func (s *Sandbox) shutdown() {
 // ask runs f in the loop and waits for it.
 func (s *Sandbox) ask(ctx context.Context, f func()) error {
 	asked := make(chan struct{})
-	if !s.post(ctx, func() { f(); close(asked) }) {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+	select {
+	case s.questions <- func() { f(); close(asked) }:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.done:
 		return ErrStopped
 	}
 	select {
