@@ -31,11 +31,11 @@ func ParseSize(s string) (Size, error) {
 			break
 		}
 	}
-	n, err := strconv.ParseUint(digits, 10, 63)
-	if err != nil || int64(n) > math.MaxInt64/unit {
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 || n > math.MaxInt64/unit || strings.HasPrefix(digits, "+") {
 		return 0, errors.New("must be a size such as 8Mi, 4Gi or a whole number of bytes")
 	}
-	return Size(int64(n) * unit), nil
+	return Size(n * unit), nil
 }
 
 // String returns the size in the largest binary unit that divides it.

@@ -1,7 +1,6 @@
 package document
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -252,5 +251,5 @@ func distance(a, b string) int {
 			row[j+1] = min(change, row[j]+1, row[j+1]+1)
 		}
 	}
-	return cmp.Or(row[len(b)], 0)
+	return row[len(b)]
 }

@@ -57,7 +57,7 @@ func TestExplain_Golden(t *testing.T) {
 			got = append(got, '\n')
 			out := strings.Replace(strings.TrimSuffix(file, ".yaml")+".json", "/in/", "/out/", 1)
 			if *update {
-				if err := os.WriteFile(out, got, 0o644); err != nil {
+				if err := os.WriteFile(out, got, 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
