@@ -3,6 +3,7 @@
 #
 #   modules/*.wat                        the plugins that the demo pushes
 #   internal/proxywasm/testdata/*.wat    plugins that misbehave, for the tests
+#   internal/xds/sandbox/proxytest/*.wat the same, for tests of proxies
 #
 #   modules/generate.sh           writes them
 #   modules/generate.sh --check   writes nothing; fails if one differs from its source
@@ -22,7 +23,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
-for source in modules/*.wat internal/proxywasm/testdata/*.wat; do
+for source in modules/*.wat internal/proxywasm/testdata/*.wat internal/xds/sandbox/proxytest/*.wat; do
 	target="${source%.wat}.wasm"
 	wat2wasm "$source" -o "$work/out.wasm"
 	if [ "${1:-}" = --check ]; then

@@ -80,9 +80,11 @@ type (
 	}
 )
 
-// State reads /config_dump. What Envoy does not say stays zero: Skipped and Unproven
-// are never set, and an extension that no listener got an answer for says what its
-// listener's default_config is.
+// State reads /config_dump. What Envoy does not say stays zero: Rejected, Skipped and
+// Unproven are never set, and Version, Live and SHA256 of an extension are those of the
+// last update that Envoy tried, which its dump shows even if it was rejected and an
+// older one acts. An extension without any answer says what its listener's
+// default_config is.
 func (e *Envoy) State(ctx context.Context) (sandbox.State, error) {
 	raw, err := e.get(ctx, "/config_dump")
 	if err != nil {
