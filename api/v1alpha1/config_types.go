@@ -84,15 +84,18 @@ type EnvoyConfig struct {
 
 // EnvoyNode assigns a file, and facts that its bootstrap lacks, to proxies.
 type EnvoyNode struct {
-	// Cluster and ID are matched against the node's own, with "*" for any text; empty matches all.
+	// Cluster is compared with the node's own, "*" standing for any text; empty matches all.
 	Cluster string `json:"cluster"`
-	ID      string `json:"id"`
+	// ID is compared with the node's own, likewise.
+	ID string `json:"id"`
 	// File, in the directory, is what they get; empty: as without this entry.
 	File string `json:"file"`
-	// Namespace, Labels and Gateway are taken in place of those the proxy reports, if set.
-	Namespace string            `json:"namespace"`
-	Labels    map[string]string `json:"labels"`
-	Gateway   string            `json:"gateway"`
+	// Namespace, if set, is taken in place of the one that the proxy reports.
+	Namespace string `json:"namespace"`
+	// Labels, if set, are taken in place of those that the proxy reports.
+	Labels map[string]string `json:"labels"`
+	// Gateway, if set, is taken in place of the one that the proxy reports.
+	Gateway string `json:"gateway"`
 }
 
 // KeysConfig names the root key.
@@ -103,16 +106,20 @@ type KeysConfig struct {
 
 // StoreConfig is the folder of modules and proofs.
 type StoreConfig struct {
+	// Directory is made if it is not there.
 	Directory string `json:"directory"`
-	// MaxSize and MaxPerNamespace bound the modules kept, in all and per namespace.
-	MaxSize         Size `json:"maxSize"`
+	// MaxSize bounds the modules that are kept, in all.
+	MaxSize Size `json:"maxSize"`
+	// MaxPerNamespace bounds those that the plugins of one namespace have brought in.
 	MaxPerNamespace Size `json:"maxPerNamespace"`
 }
 
 // TLSConfig names the files of a server's certificate and of those who may connect.
 type TLSConfig struct {
+	// CertFile is the server's certificate chain, PEM.
 	CertFile string `json:"certFile"`
-	KeyFile  string `json:"keyFile"`
+	// KeyFile is its private key, PEM.
+	KeyFile string `json:"keyFile"`
 	// ClientCAFile holds the authorities of client certificates; empty: none is asked for.
 	ClientCAFile string `json:"clientCAFile"`
 }
@@ -122,6 +129,7 @@ func (t TLSConfig) IsZero() bool { return t == TLSConfig{} }
 
 // XDSConfig is the server that proxies connect to.
 type XDSConfig struct {
+	// Address, host:port, to listen on.
 	Address string    `json:"address"`
 	TLS     TLSConfig `json:"tls"`
 	// Identities bind client certificates to namespaces and clusters.
@@ -138,13 +146,15 @@ type XDSConfig struct {
 type Identity struct {
 	// SPIFFE is the certificate's URI, with "*" for any text.
 	SPIFFE string `json:"spiffe"`
-	// Namespaces and Clusters that such a proxy may name as its own; none means any.
+	// Namespaces that such a proxy may name as its own; none means any.
 	Namespaces []string `json:"namespaces"`
-	Clusters   []string `json:"clusters"`
+	// Clusters that such a proxy may name as its own; none means any.
+	Clusters []string `json:"clusters"`
 }
 
 // ModulesConfig is the server of modules.
 type ModulesConfig struct {
+	// Address, host:port, to listen on.
 	Address string `json:"address"`
 	// URL is how proxies reach it.
 	URL string    `json:"url"`
@@ -155,6 +165,7 @@ type ModulesConfig struct {
 
 // AdminConfig is the server of /api/v1 and profiles.
 type AdminConfig struct {
+	// Address, host:port, to listen on; loopback, unless callers can prove themselves to a Kubernetes API.
 	Address string `json:"address"`
 }
 
@@ -176,9 +187,9 @@ type AccessConfig struct {
 	Recheck Duration `json:"recheck"`
 	// Forget is how long a proof that nobody uses is kept.
 	Forget Duration `json:"forget"`
-	// Grace and GraceWhileAnswering are how long a yes outlives its last renewal, while the
-	// registry answers nobody and while it answers others.
-	Grace               Duration `json:"grace"`
+	// Grace is how long a yes outlives its last renewal while the registry answers nobody.
+	Grace Duration `json:"grace"`
+	// GraceWhileAnswering is how long it does once the registry has answered anyone.
 	GraceWhileAnswering Duration `json:"graceWhileAnswering"`
 	// TokenMaxAge is the oldest registry token that a re-check may use.
 	TokenMaxAge Duration `json:"tokenMaxAge"`
@@ -189,45 +200,56 @@ type AccessConfig struct {
 	Retry        RetryConfig        `json:"retry"`
 	Denied       DeniedConfig       `json:"denied"`
 	Unauthorized UnauthorizedConfig `json:"unauthorized"`
-	// OnRevoked is OnRevokedKeep or OnRevokedFailStrategy.
+	// OnRevoked says what becomes of a plugin whose yes has ended. keep: what is loaded stays, nobody
+	// new gets it. failStrategy: the plugin's own fail strategy.
 	OnRevoked string `json:"onRevoked"`
-	// MaxProofs and MaxPerNamespace bound the proofs kept, in all and per namespace.
-	MaxProofs       int `json:"maxProofs"`
+	// MaxProofs bounds the proofs that are kept, in all.
+	MaxProofs int `json:"maxProofs"`
+	// MaxPerNamespace bounds those of one namespace.
 	MaxPerNamespace int `json:"maxPerNamespace"`
 }
 
 // RetryConfig is about retriable errors within one check.
 type RetryConfig struct {
+	// Attempts in all, the first included; 1 s apart, doubling.
 	Attempts int `json:"attempts"`
 }
 
 // DeniedConfig says when a denial is asked again: first, doubling up to max; and how
 // soon a refusal that would end a yes is confirmed.
 type DeniedConfig struct {
-	First        Duration `json:"first"`
-	Max          Duration `json:"max"`
+	// First is when a denial is asked again for the first time; it doubles from there.
+	First Duration `json:"first"`
+	// Max is what it doubles up to.
+	Max Duration `json:"max"`
+	// ConfirmAfter is when a refusal that would end a yes is asked again before it does.
 	ConfirmAfter Duration `json:"confirmAfter"`
 }
 
 // UnauthorizedConfig says when an account that a registry refuses is tried again:
 // first, doubling up to max, once for all of its images.
 type UnauthorizedConfig struct {
+	// First is when the account is tried again for the first time; it doubles from there.
 	First Duration `json:"first"`
-	Max   Duration `json:"max"`
+	// Max is what it doubles up to.
+	Max Duration `json:"max"`
 }
 
 // FetchConfig sets what may be downloaded, and from where.
 type FetchConfig struct {
 	// MaxModuleSize bounds a module, also once it is unpacked.
-	MaxModuleSize Size     `json:"maxModuleSize"`
-	Timeout       Duration `json:"timeout"`
+	MaxModuleSize Size `json:"maxModuleSize"`
+	// Timeout bounds one download.
+	Timeout Duration `json:"timeout"`
 	// RefreshAlways is the interval at which modules with imagePullPolicy Always are resolved
 	// again; 0: only when the plugin changes.
 	RefreshAlways Duration `json:"refreshAlways"`
 	// Allow are the hosts that a url may name: host, host:port or *.domain. None: any public one.
-	Allow         []string `json:"allow"`
-	AllowLoopback bool     `json:"allowLoopback"`
-	AllowPrivate  bool     `json:"allowPrivate"`
+	Allow []string `json:"allow"`
+	// AllowLoopback permits hosts on this machine that registries does not name.
+	AllowLoopback bool `json:"allowLoopback"`
+	// AllowPrivate permits hosts with private addresses that registries does not name.
+	AllowPrivate bool `json:"allowPrivate"`
 	// MaxInFlight bounds all requests under way.
 	MaxInFlight int `json:"maxInFlight"`
 }
@@ -240,16 +262,17 @@ type RegistryConfig struct {
 	PlainHTTP bool `json:"plainHTTP"`
 	// CAFile are the authorities of the host's certificate, beside those of the system.
 	CAFile string `json:"caFile"`
-	// CertFile and KeyFile are stile's own client certificate there.
+	// CertFile is stile's own client certificate there, PEM.
 	CertFile string `json:"certFile"`
-	KeyFile  string `json:"keyFile"`
+	// KeyFile is its private key, PEM.
+	KeyFile string `json:"keyFile"`
 	// Namespaces that may use it through that certificate; none means none while there is one.
 	Namespaces []string `json:"namespaces"`
 	// TokenHosts are the only other hosts, host or host:port, that it may send for a token to.
 	TokenHosts []string `json:"tokenHosts"`
 	// Grace, if not 0, replaces access.grace here.
 	Grace Duration `json:"grace"`
-	// MaxInFlight bounds the requests under way to this host; 0 is DefaultRegistryMaxInFlight.
+	// MaxInFlight bounds the requests under way to this host; 0 is 8.
 	MaxInFlight int `json:"maxInFlight"`
 }
 
@@ -269,7 +292,8 @@ type WasmConfig struct {
 	Runtime string `json:"runtime"`
 	// HostEnvAllow are the variables of the proxy's environment that plugins may ask for.
 	HostEnvAllow []string `json:"hostEnvAllow"`
-	// Preflight is PreflightOff, PreflightWarn or PreflightEnforce.
+	// Preflight says whether modules are tried out before they ship, and what a failure does:
+	// off, warn or enforce.
 	Preflight string `json:"preflight"`
 }
 
@@ -281,6 +305,7 @@ type AuditConfig struct {
 
 // PlacementConfig sets the architecture-aware placement of pods.
 type PlacementConfig struct {
+	// Enabled turns it on; it needs resources.kubernetes.
 	Enabled bool `json:"enabled"`
 	// NamespaceSelector chooses the namespaces whose pods are placed; empty: all.
 	NamespaceSelector metav1.LabelSelector `json:"namespaceSelector"`
@@ -296,14 +321,18 @@ type PlacementConfig struct {
 
 // SecretReference names a Secret; the zero value names none.
 type SecretReference struct {
+	// Namespace of the Secret.
 	Namespace string `json:"namespace"`
-	Name      string `json:"name"`
+	// Name of the Secret.
+	Name string `json:"name"`
 }
 
 // ArchitectureWeight is one preferred architecture, with a weight from 1 to 100.
 type ArchitectureWeight struct {
+	// Architecture as Go names it: amd64, arm64.
 	Architecture string `json:"architecture"`
-	Weight       int32  `json:"weight"`
+	// Weight from 1 to 100.
+	Weight int32 `json:"weight"`
 }
 
 // DefaultConfig returns a Config in which every value that may be left out is set.
