@@ -114,7 +114,7 @@ func (*steady) Forget(secret.Fingerprint) {}
 // warmGate returns a running Gate with n requests that are warm.
 func warmGate(tb testing.TB, registry *steady, n int, c Config) (*Gate, []Request) {
 	tb.Helper()
-	c.MaxPerNamespace, c.MaxProofs = 10*n+1000, 10*n+1000
+	c.MaxPerNamespace, c.MaxProofs, c.Budget = 10*n+1000, 10*n+1000, 1<<30
 	g := New(registry, c)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -338,7 +338,7 @@ func BenchmarkBytesPerEntry(b *testing.B) {
 
 func warmGateOf(tb testing.TB, requests []Request) (*Gate, []Request) {
 	tb.Helper()
-	g := New(&steady{}, Config{MaxPerNamespace: 1 << 30, MaxProofs: 1 << 30})
+	g := New(&steady{}, Config{MaxPerNamespace: 1 << 30, MaxProofs: 1 << 30, Budget: 1 << 30})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

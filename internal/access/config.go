@@ -25,6 +25,7 @@ const (
 	DefaultMaxPerNamespace     = 2_000
 	DefaultMaxInFlight         = 256 // over all registries
 	DefaultPerRegistry         = 8   // for one registry
+	DefaultBudget              = 50  // questions a second, for one namespace at one registry
 )
 
 // Config is how a Gate behaves. The zero value of every field is its default.
@@ -58,6 +59,9 @@ type Config struct {
 	MaxProofs, MaxPerNamespace int
 	// MaxInFlight bounds the questions under way over all registries. 0 = 256.
 	MaxInFlight int
+	// Budget is how many questions a second one namespace may cost one registry, with
+	// bursts of ten seconds' worth. 0 = 50.
+	Budget int
 	// Registries are the hosts that have settings of their own, by host.
 	Registries map[string]RegistryConfig
 	// Log receives what is odd; nil = nothing is logged.
@@ -103,6 +107,7 @@ func (c Config) withDefaults() Config {
 	number(&c.MaxProofs, DefaultMaxProofs)
 	number(&c.MaxPerNamespace, DefaultMaxPerNamespace)
 	number(&c.MaxInFlight, DefaultMaxInFlight)
+	number(&c.Budget, DefaultBudget)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

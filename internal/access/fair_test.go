@@ -115,6 +115,32 @@ func TestInAllIsBounded(t *testing.T) {
 	})
 }
 
+// TestBudget: what one namespace may cost one registry, and nobody else's budget.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.says("", "", yes(digest(1)))
+		g := running(t, w, Config{Budget: 10})
+		for i := range 1000 {
+			g.Check(plugin(t, "team-a", fmt.Sprintf("registry.example/p%d", i), as("alice")))
+		}
+		synctest.Wait()
+		if n := len(w.questions()); n < 95 || n > 105 {
+			t.Errorf("a burst of %d, want ten seconds' worth of 10", n)
+		}
+		_, v, _ := g.Prove(t.Context(), plugin(t, "team-b", "registry.example/p", as("bob")))
+		wantState(t, v, Allowed, NoReason)
+		w.questions()
+		time.Sleep(30 * time.Second)
+		if n := len(w.questions()); n < 290 || n > 310 {
+			t.Errorf("%d questions in half a minute, want 10 a second", n)
+		}
+		time.Sleep(time.Minute)
+		wantState(t, g.Check(plugin(t, "team-a", "registry.example/p999", as("alice"))), Allowed, NoReason)
+	})
+}
+
 func TestCaps(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -41,6 +41,7 @@ type Gate struct {
 	busy       int
 	fullUntil  int64                   // when it is worth looking again for something to evict anywhere
 	blocked    []*host                 // registries that wait for a limit not their own
+	throttled  []*host                 // registries at which a namespace is over its budget
 	changed    chan struct{}           // closed at the next change
 	rechecks   map[oci.Reference]int64 // when Recheck was last told
 }

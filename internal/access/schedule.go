@@ -105,15 +105,16 @@ func (g *Gate) doDue() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := g.now()
+	resume := g.resume(now)
 	for range batch {
-		if len(g.agenda) == 0 {
-			return time.Hour
+		if len(g.agenda) == 0 || g.agenda[0].due > now {
+			next := min(resume, now+int64(time.Hour))
+			if len(g.agenda) > 0 {
+				next = min(next, g.agenda[0].due)
+			}
+			return time.Duration(next - now)
 		}
-		e := g.agenda[0]
-		if e.due > now {
-			return min(time.Duration(e.due-now), time.Hour)
-		}
-		g.act(e, now)
+		g.act(g.agenda[0], now)
 	}
 	return 0
 }

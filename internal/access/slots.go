@@ -19,7 +19,8 @@ type host struct {
 	queues   map[*namespace]*queue
 	order    []*queue // those with something in them, in turn
 	turn     int
-	blocked  bool // it is in Gate.blocked: it stopped because of a limit not its own
+	blocked  bool  // it is in Gate.blocked: it stopped because of a limit not its own
+	resume   int64 // when a queue that is over its budget may go on; never = none is
 	accounts map[accountKey]*account
 }
 
@@ -38,13 +39,27 @@ type queue struct {
 	ns      *namespace
 	waiting []*entry
 	busy    int
+	spent   int64 // up to when the budget is spent, if spent evenly
+}
+
+// burst is how far ahead of its budget a queue may be.
+const burst = 10 * time.Second
+
+// overBudget returns how long q has to wait for its next question; 0 = it need not.
+func (q *queue) overBudget(now int64) time.Duration {
+	return max(0, time.Duration(q.spent-now)-burst)
+}
+
+// spend charges one question to q.
+func (q *queue) spend(now int64, perSecond int) {
+	q.spent = max(q.spent, now) + int64(time.Second)/int64(perSecond)
 }
 
 func (g *Gate) hostOf(name string) *host {
 	h := g.hosts[name]
 	if h == nil {
 		own := g.config.Registries[name]
-		h = &host{name: name, limit: own.MaxInFlight, grace: own.Grace, answered: math.MinInt64, queues: map[*namespace]*queue{}}
+		h = &host{name: name, limit: own.MaxInFlight, grace: own.Grace, answered: math.MinInt64, resume: never, queues: map[*namespace]*queue{}}
 		if h.limit <= 0 {
 			h.limit = DefaultPerRegistry
 		}
@@ -106,6 +121,7 @@ func (h *host) push(ns *namespace, e *entry) {
 // pop returns the next entry, namespace by namespace in turn, or nil if none may
 // start now. foreign reports that a limit other than the registry's own is the reason.
 func (g *Gate) pop(h *host) (e *entry, q *queue, foreign bool) {
+	now := g.now()
 	for tries := len(h.order); tries > 0; tries-- {
 		if len(h.order) == 0 {
 			break
@@ -115,6 +131,11 @@ func (g *Gate) pop(h *host) (e *entry, q *queue, foreign bool) {
 		}
 		q := h.order[h.turn]
 		if q.busy >= share(h.limit) {
+			h.turn++
+			continue
+		}
+		if wait := q.overBudget(now); wait > 0 {
+			g.resumeAt(h, now+int64(wait))
 			h.turn++
 			continue
 		}
@@ -159,12 +180,53 @@ func (g *Gate) start(h *host) {
 			return
 		}
 		e.queued, e.asking = false, true
+		q.spend(g.now(), g.config.Budget)
 		q.busy++
 		q.ns.busy++
 		h.busy++
 		g.busy++
 		f := g.newFlight(e, q)
 		g.flights.Go(func() { g.fly(f) })
+	}
+}
+
+// resumeAt has h started again at a time, when a budget allows more. Gate.mu is held.
+func (g *Gate) resumeAt(h *host, at int64) {
+	if h.resume == never {
+		g.throttled = append(g.throttled, h)
+	}
+	if at < h.resume {
+		h.resume = at
+		g.poke()
+	}
+}
+
+// resume starts what was over its budget and no longer is, and returns when the next
+// may be. Gate.mu is held.
+func (g *Gate) resume(now int64) (next int64) {
+	throttled := g.throttled
+	g.throttled = nil
+	for _, h := range throttled {
+		if h.resume > now {
+			g.throttled = append(g.throttled, h)
+			continue
+		}
+		h.resume = never
+		g.start(h)
+	}
+	next = never
+	for _, h := range g.throttled {
+		next = min(next, h.resume)
+	}
+	return next
+}
+
+// forgetQueues drops the queues with nothing in them and nothing spent.
+func (h *host) forgetQueues(now int64) {
+	for ns, q := range h.queues {
+		if q.busy == 0 && q.waiting == nil && q.spent <= now {
+			delete(h.queues, ns)
+		}
 	}
 }
 
@@ -181,8 +243,8 @@ func (g *Gate) done(h *host, q *queue) {
 	q.ns.busy--
 	h.busy--
 	g.busy--
-	if q.busy == 0 && q.waiting == nil {
-		delete(h.queues, q.ns)
+	if len(h.queues) > 2*len(h.order)+16 {
+		h.forgetQueues(g.now())
 	}
 	g.start(h)
 	waiting := g.blocked
