@@ -80,6 +80,21 @@ type EnvoyConfig struct {
 	Default string `json:"default"`
 	// Nodes assign files and facts to proxies; the first that matches counts.
 	Nodes []EnvoyNode `json:"nodes"`
+	// Anchors are type URLs of filters of one's own that plugins are placed around.
+	Anchors EnvoyAnchors `json:"anchors"`
+}
+
+// EnvoyAnchors are type URLs that are anchors of the phases beside the known ones; the
+// prefix type.googleapis.com/ may be left out.
+type EnvoyAnchors struct {
+	// First are filters that must stay in front of what follows them.
+	First []string `json:"first"`
+	// AuthN are filters that authenticate.
+	AuthN []string `json:"authn"`
+	// AuthZ are filters that authorize.
+	AuthZ []string `json:"authz"`
+	// Stats are filters that count.
+	Stats []string `json:"stats"`
 }
 
 // EnvoyNode assigns a file, and facts that its bootstrap lacks, to proxies.

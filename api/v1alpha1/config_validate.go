@@ -39,6 +39,7 @@ func (c *Config) Findings() []Finding {
 	}
 	c.validateResources(&f)
 	c.validateEnvoy(&f)
+	c.validateAnchors(&f)
 	if c.Store.Directory == "" {
 		f.required("store.directory", "must not be empty")
 	}
@@ -98,6 +99,27 @@ func (c *Config) validateEnvoy(f *findings) {
 		fileName(f, at+".file", n.File)
 		if n.Namespace != "" {
 			namespaces(f, at+".namespace", n.Namespace)
+		}
+	}
+}
+
+// validateAnchors adds a finding for each anchor that is no type URL, or of two phases.
+func (c *Config) validateAnchors(f *findings) {
+	seen := map[string]string{}
+	for _, class := range []struct {
+		name string
+		urls []string
+	}{{"first", c.Envoy.Anchors.First}, {"authn", c.Envoy.Anchors.AuthN}, {"authz", c.Envoy.Anchors.AuthZ}, {"stats", c.Envoy.Anchors.Stats}} {
+		for i, u := range class.urls {
+			at := fmt.Sprintf("envoy.anchors.%s[%d]", class.name, i)
+			bare := u[strings.LastIndexByte(u, '/')+1:]
+			if !strings.Contains(bare, ".") || strings.ContainsAny(bare, " \t") {
+				f.invalid(at, "must be a type such as envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor")
+			} else if first, twice := seen[bare]; twice {
+				f.duplicate(at, "is already listed at %s: a filter is an anchor of one kind", first)
+			} else {
+				seen[bare] = at
+			}
 		}
 	}
 }

@@ -103,9 +103,7 @@ type Filter struct {
 }
 
 // Anchors are type URLs that an operator adds to the ones that are known.
-type Anchors struct {
-	First, AuthN, AuthZ, Stats []string
-}
+type Anchors = v1alpha1.EnvoyAnchors
 
 // Inputs are everything that Build looks at. Build changes none of it.
 type Inputs struct {
