@@ -134,15 +134,16 @@ func TestRead_Findings(t *testing.T) {
 		"two documents without a mark":                      {head + "spec: {url: a}\n...\nkind: x\n", []string{"0:5  error Syntax"}},
 		"items of a List": {"apiVersion: v1\nkind: List\nitems:\n- {apiVersion: extensions.istio.io/v1alpha1, kind: WasmPlugin, metadata: {name: a}, spec: {url: a, url: b}}\n- {kind: Foo}\n- 1\n", []string{
 			"0:4 spec.url error Duplicate", "0:5 kind warning UnknownKind", "0:6  error Invalid"}},
-		"a List of another version": {"apiVersion: v2\nkind: List\nitems: []\n", []string{"0:1 apiVersion error UnknownAPIVersion"}},
-		"items that are no list":    {"apiVersion: v1\nkind: List\nitems: {}\n", []string{"0:3 items error Invalid"}},
-		"secret":                    {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ntype: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: e30=}\n", nil},
-		"secret without its key":    {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ntype: kubernetes.io/dockerconfigjson\ndata: {config: e30=}\n", []string{"0:5 data[.dockerconfigjson] error Required"}},
-		"secret without JSON":       {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ntype: kubernetes.io/dockercfg\nstringData: {.dockercfg: x}\n", []string{"0:5 stringData[.dockercfg] error Invalid"}},
-		"secret that is not base64": {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: '?'}\n", []string{"0:4 data[a] error Invalid"}},
-		"secret of numbers":         {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {a: 1}\n", []string{"0:4 stringData[a] error Invalid"}},
-		"secret with another field": {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nspec: {}\n", []string{"0:4 spec error UnknownField"}},
-		"the same plugin twice":     {head + "spec: {url: a}\n---\n" + head + "spec: {url: b}\n", []string{"1:6 metadata.name warning Duplicate"}},
+		"a List of another version":       {"apiVersion: v2\nkind: List\nitems: []\n", []string{"0:1 apiVersion error UnknownAPIVersion"}},
+		"a typed List of another version": {"apiVersion: v2\nkind: SecretList\nitems: []\n", []string{"0:1 apiVersion error UnknownAPIVersion"}},
+		"items that are no list":          {"apiVersion: v1\nkind: List\nitems: {}\n", []string{"0:3 items error Invalid"}},
+		"secret":                          {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ntype: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: e30=}\n", nil},
+		"secret without its key":          {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ntype: kubernetes.io/dockerconfigjson\ndata: {config: e30=}\n", []string{"0:5 data[.dockerconfigjson] error Required"}},
+		"secret without JSON":             {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ntype: kubernetes.io/dockercfg\nstringData: {.dockercfg: x}\n", []string{"0:5 stringData[.dockercfg] error Invalid"}},
+		"secret that is not base64":       {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: '?'}\n", []string{"0:4 data[a] error Invalid"}},
+		"secret of numbers":               {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {a: 1}\n", []string{"0:4 stringData[a] error Invalid"}},
+		"secret with another field":       {"apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nspec: {}\n", []string{"0:4 spec error UnknownField"}},
+		"the same plugin twice":           {head + "spec: {url: a}\n---\n" + head + "spec: {url: b}\n", []string{"1:6 metadata.name warning Duplicate"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

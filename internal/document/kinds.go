@@ -60,6 +60,8 @@ func lookup(apiVersion, kind string) kindInfo {
 	if isList {
 		if k, ok := known(item); ok && slices.Contains(k.versions, apiVersion) {
 			return kindInfo{list: true}
+		} else if ok && !k.shared {
+			return wrongVersion(apiVersion, k.versions)
 		}
 	}
 	k, ok := known(kind)
@@ -101,7 +103,7 @@ func readWasmPlugin(d *Document, root *node) {
 	d.addAll(p.Validate(), dec, bad)
 }
 
-// gateway is what is read of a Gateway; all else is left to those who own the kind.
+// readGateway reads what attachment needs; all else is left to those who own the kind.
 func readGateway(d *Document, root *node) {
 	d.Object = &Gateway{Namespace: d.Namespace, Name: d.Name, Class: root.field("spec").text("gatewayClassName")}
 	if d.Name == "" {
