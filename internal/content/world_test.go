@@ -203,6 +203,7 @@ type world struct {
 	gate     *access.Gate
 	store    *store.Store
 	contents *Contents
+	dir      string
 	holders  int
 }
 
@@ -233,7 +234,7 @@ func newWorld(t testing.TB, dir string, c Config, hosts ...string) *world {
 	if c.Keys == nil {
 		c.Keys = []secret.Key{root.Key(secret.ForRows)}
 	}
-	w := &world{t: t, client: client, gate: access.New(client, access.Config{ConfirmAfter: time.Millisecond}), store: s, contents: New(s, client, c)}
+	w := &world{t: t, dir: dir, client: client, gate: access.New(client, access.Config{ConfirmAfter: time.Millisecond}), store: s, contents: New(s, client, c)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = w.gate.Run(ctx) })

@@ -1,0 +1,145 @@
+package content
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stileproject/stile/internal/wasm/wasmtest"
+)
+
+// A cold pull, verified, unpacked, judged and durable on disk, beside what curl, sha256sum
+// and tar would do with the same blob on the same machine.
+func BenchmarkColdPull(b *testing.B) {
+	for _, mib := range []int{1, 10, 50} {
+		module := wasmtest.Sized(mib<<20, uint64(mib))
+		for _, packaging := range []string{"raw", "tar.gz"} {
+			r := newRegistry(b)
+			var digest string
+			if packaging == "raw" {
+				digest = r.artifact("p", module)
+			} else {
+				digest = r.image("p", "plugin.wasm", module)
+			}
+			var blob string
+			for key := range r.blobs {
+				if len(r.blobs[key]) > 1<<19 {
+					blob = "/v2/p/blobs/" + strings.TrimPrefix(key, "p ")
+				}
+			}
+			b.Run(fmt.Sprintf("stile/%s/%dMiB", packaging, mib), func(b *testing.B) {
+				w := newWorld(b, b.TempDir(), Config{MaxModule: 512 << 20}, r.host())
+				p := w.prove("team-a", r.host()+"/p@"+digest)
+				b.SetBytes(int64(len(module)))
+				for b.Loop() {
+					m := w.mustFetch(p)
+					b.StopTimer()
+					w.contents.mu.Lock()
+					clear(w.contents.items)
+					clear(w.contents.inline)
+					w.contents.mu.Unlock()
+					// What is damaged on disk is forgotten when it is opened: cold again.
+					if err := os.Truncate(filepath.Join(w.dir, "content", "modules", m.SHA256), 0); err != nil {
+						b.Fatal(err)
+					}
+					if _, err := w.store.Open(m.SHA256); err == nil {
+						b.Fatal("still there")
+					}
+					b.StartTimer()
+				}
+			})
+			b.Run(fmt.Sprintf("plain/%s/%dMiB", packaging, mib), func(b *testing.B) {
+				b.SetBytes(int64(len(module)))
+				for b.Loop() {
+					plainDownload(b, r.URL+blob)
+				}
+			})
+		}
+	}
+}
+
+// plainDownload is curl -o file and sha256sum of what was sent.
+func plainDownload(b *testing.B, url string) {
+	b.Helper()
+	request, err := http.NewRequestWithContext(b.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	resp, err := http.DefaultTransport.RoundTrip(request)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	f, err := os.Create(filepath.Join(b.TempDir(), "blob"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	sum := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(f, sum), resp.Body); err != nil {
+		b.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func BenchmarkModuleWarm(b *testing.B) {
+	r := newRegistry(b)
+	w := newWorld(b, b.TempDir(), Config{}, r.host())
+	p := w.prove("team-a", r.host()+"/p@"+r.artifact("p", wasmtest.Named("warm")))
+	w.mustFetch(p)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := w.contents.Module(p); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// Fifty cold images of a registry that takes 50 ms for each request: side by side.
+func TestModule_ColdImagesAreFetchedSideBySide(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	w := newWorld(t, t.TempDir(), Config{}, r.host())
+	const images, latency = 50, 50 * time.Millisecond
+	asks := make([]func() error, images)
+	for i := range asks {
+		p := w.prove(fmt.Sprint("team-", i%5), r.host()+"/p@"+r.artifact("p", wasmtest.Named(fmt.Sprint(i))))
+		asks[i] = func() error {
+			_, err := w.contents.Fetch(testContext(t), p)
+			return err
+		}
+	}
+	r.set(func() {
+		r.refuse = func(*http.Request) int {
+			timer := time.NewTimer(latency)
+			<-timer.C
+			return 0
+		}
+	})
+	before := r.count("")
+	start := time.Now()
+	var wg sync.WaitGroup
+	for _, ask := range asks {
+		wg.Go(func() {
+			if err := ask(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	took, requests := time.Since(start), r.count("")-before
+	serial := time.Duration(requests) * latency
+	t.Logf("%d requests of %v in %v; one after the other %v", requests, latency, took, serial)
+	if took > serial/3 {
+		t.Errorf("took %v, one after the other would be %v", took, serial)
+	}
+}
