@@ -31,7 +31,7 @@ func (g *Gate) publish(e *entry, a *answer) {
 	old := e.answer.Swap(a)
 	g.archived(e, old, a)
 	if old.state != a.state || old.reason != a.reason || old.digest != a.digest || (old.stale == 0) != (a.stale == 0) {
-		g.metrics.moved(e, old, a)
+		g.metrics.moved(old, a)
 		g.audit.verdict(e, a)
 		g.notify()
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/stileproject/stile/internal/oci"
 )
@@ -442,6 +443,10 @@ func TestListAuditAndMetrics(t *testing.T) {
 				t.Errorf("the audit stream contains %q", bad)
 			}
 		}
+		if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
+			t.Error(problems, err)
+		}
+		time.Sleep(7 * time.Second)
 		families, err := registry.Gather()
 		if err != nil {
 			t.Fatal(err)
@@ -459,6 +464,8 @@ func TestListAuditAndMetrics(t *testing.T) {
 		for name, want := range map[string]float64{
 			"stile_access_checks_total allowed": 1, "stile_access_checks_total denied": 1, "stile_access_checks_total unknown": 0,
 			"stile_access_proofs Allowed": 1, "stile_access_proofs Denied": 1, "stile_access_proofs Pending": 0, "stile_access_proofs Stale": 0,
+			"stile_access_asking": 0, "stile_access_waiting": 0, "stile_access_refusals_total": 0, "stile_access_age_seconds": 7,
+			"stile_access_max_proofs": DefaultMaxProofs, "stile_access_max_proofs_per_namespace": DefaultMaxPerNamespace, "stile_access_largest_namespace": 1,
 		} {
 			if got[name] != want {
 				t.Errorf("%s = %v, want %v", name, got[name], want)

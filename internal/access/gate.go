@@ -297,6 +297,7 @@ func staleReason(a *answer) Reason {
 }
 
 func (g *Gate) tooMany(r Request) Verdict {
+	g.metrics.refused()
 	next := g.now() + int64(minIdle)
 	return Verdict{State: Unknown, Reason: TooManyProofs, NextCheck: g.at(next), Message: fmt.Sprintf(
 		"%s: namespace %q or stile as a whole has as many proofs as it may (access.maxPerNamespace, access.maxProofs): remove plugins, or raise the caps",

@@ -325,7 +325,7 @@ func (g *Gate) insert(image oci.Reference, p *principal, ns *namespace, now int6
 	ns.entries++
 	ns.remember(e)
 	g.table.insert(e)
-	g.metrics.moved(e, nil, e.answer.Load())
+	g.metrics.moved(nil, e.answer.Load())
 	g.schedule(e)
 	return e
 }
@@ -345,7 +345,7 @@ func (g *Gate) principalOf(r Request) *principal {
 func (g *Gate) drop(e *entry) {
 	old := e.answer.Swap(&answer{removed: true})
 	g.archived(e, old, e.answer.Load())
-	g.metrics.moved(e, old, nil)
+	g.metrics.moved(old, nil)
 	for h := e.holds; h != nil; h = e.holds {
 		h.stands.Store(false)
 		if c := g.claims[h.holder]; c != nil && c.entry == e {

@@ -79,7 +79,7 @@ func (g *Gate) restore(e *entry, now int64) bool {
 		a.next = e.askAt
 	}
 	old := e.answer.Swap(a)
-	g.metrics.moved(e, old, a)
+	g.metrics.moved(old, a)
 	g.audit.verdict(e, a)
 	g.notify()
 	g.schedule(e)
