@@ -28,14 +28,15 @@ type tokenKey struct{ realm, service, scope string }
 
 type token struct {
 	value   secret.Secret
-	minted  time.Time
+	minted  time.Time // when it was asked for
 	useless time.Time // from then on it is not used
 }
 
-// turn lets one at a time ask for a token of one kind; the others find it made.
-type turn struct {
-	place chan struct{}
-	users int // who waits or has it; guarded by the session's mutex
+// mintKey tells those who want a fresh token from those who take any: the former must
+// not share what was asked for before they began.
+type mintKey struct {
+	tokenKey
+	fresh bool
 }
 
 // permit is what a request carries to be let in.
@@ -123,21 +124,20 @@ func (s *session) basic() string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(pair))
 }
 
-// challenge returns what the registry asks for: asked once per session, without a
-// credential, and known from then on.
+// challenge returns what the registry asks for: pinged once per session, and known
+// from then on.
 func (s *session) challenge(ctx context.Context) (challenge, error) {
-	select {
-	case s.asking <- struct{}{}:
-		defer func() { <-s.asking }()
-	case <-ctx.Done():
-		return challenge{}, &Error{Kind: Unavailable, Err: ctx.Err()}
-	}
 	s.mu.Lock()
 	known := s.asked
 	s.mu.Unlock()
 	if known != nil {
 		return *known, nil
 	}
+	return s.pings.do(ctx, struct{}{}, s.ping)
+}
+
+// ping asks the registry what it asks for, without a credential.
+func (s *session) ping(ctx context.Context) (challenge, error) {
 	a, err := s.send(ctx, call{method: http.MethodGet, url: s.base})
 	if err != nil {
 		return challenge{}, err
@@ -173,57 +173,38 @@ func (s *session) unlearn() {
 }
 
 // token returns a bearer token for scope: one that is held, unless a fresh one is
-// wanted, or a new one. Fresh is what was asked for after this call began.
+// wanted, or a new one. Fresh is what was
+// asked for after this call began.
 func (s *session) token(ctx context.Context, asked challenge, scope string, fresh bool) (permit, error) {
 	key := tokenKey{realm: asked.realm, service: asked.service, scope: scope}
 	began := time.Now()
 	if t, ok := s.held(key); ok && !fresh {
 		return t.permit(began), nil
 	}
-	done, err := s.take(ctx, key)
+	mint := func(ctx context.Context) (token, error) {
+		if t, ok := s.held(key); ok && (!fresh || !t.minted.Before(began)) {
+			return t, nil
+		}
+		start := time.Now()
+		value, life, err := s.exchange(ctx, asked, scope)
+		if err != nil {
+			s.unlearn() // the registry may have moved its token endpoint
+			return token{}, err
+		}
+		return s.keep(key, value, start, life), nil
+	}
+	t, err := s.mints.do(ctx, mintKey{key, fresh}, mint)
+	if err == nil && fresh && t.minted.Before(began) { // another's, under way when this call began
+		t, err = s.mints.do(ctx, mintKey{key, fresh}, mint)
+	}
 	if err != nil {
 		return permit{}, err
 	}
-	defer done()
-	if t, ok := s.held(key); ok && (!fresh || !t.minted.Before(began)) {
-		return t.permit(began), nil
-	}
-	value, life, err := s.exchange(ctx, asked, scope)
-	if err != nil {
-		s.unlearn() // the registry may have moved its token endpoint
-		return permit{}, err
-	}
-	return s.keep(key, value, life).permit(began), nil
+	return t.permit(began), nil
 }
 
 func (t token) permit(began time.Time) permit {
 	return permit{header: "Bearer " + string(t.value.Reveal()), minted: !t.minted.Before(began)}
-}
-
-// take waits for the turn to ask for a token.
-func (s *session) take(ctx context.Context, key tokenKey) (done func(), err error) {
-	s.mu.Lock()
-	t := s.minting[key]
-	if t == nil {
-		t = &turn{place: make(chan struct{}, 1)}
-		s.minting[key] = t
-	}
-	t.users++
-	s.mu.Unlock()
-	leave := func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if t.users--; t.users == 0 {
-			delete(s.minting, key)
-		}
-	}
-	select {
-	case t.place <- struct{}{}:
-		return func() { <-t.place; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, &Error{Kind: Unavailable, Err: ctx.Err()}
-	}
 }
 
 func (s *session) held(key tokenKey) (token, bool) {
@@ -233,8 +214,9 @@ func (s *session) held(key tokenKey) (token, bool) {
 	return t, ok && time.Now().Before(t.useless)
 }
 
-// keep holds a token for nine tenths of its life, and never beyond TokenMaxAge.
-func (s *session) keep(key tokenKey, value secret.Secret, life time.Duration) token {
+// keep holds a token for nine tenths of its life, and never beyond TokenMaxAge, counted
+// from when it was asked for.
+func (s *session) keep(key tokenKey, value secret.Secret, minted time.Time, life time.Duration) token {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -248,7 +230,7 @@ func (s *session) keep(key tokenKey, value secret.Secret, life time.Duration) to
 	if len(s.tokens) >= maxTokens {
 		clear(s.tokens) // rare; each then costs one request to have again
 	}
-	t := token{value: value, minted: now, useless: now.Add(min(life*9/10, s.client.settings.TokenMaxAge))}
+	t := token{value: value, minted: minted, useless: minted.Add(min(life*9/10, s.client.settings.TokenMaxAge))}
 	s.tokens[key] = t
 	return t
 }

@@ -42,20 +42,18 @@ type session struct {
 	transport  *http.Transport
 	ended      atomic.Bool
 
-	asking chan struct{} // a place for the one that pings
+	pings flights[struct{}, challenge]
+	mints flights[mintKey, token]
 
-	mu      sync.Mutex // guards what follows
-	asked   *challenge // what the registry asks for; nil = not known yet
-	tokens  map[tokenKey]token
-	minting map[tokenKey]*turn
+	mu     sync.Mutex // guards what follows
+	asked  *challenge // what the registry asks for; nil = not known yet
+	tokens map[tokenKey]token
 }
 
 func newSession(c *Client, key sessionKey, cred Credential, t Trust, h *hostSlots) *session {
 	s := &session{
 		client: c, key: key, credential: cred, trust: t, base: c.base(t), slots: h,
-		asking:  make(chan struct{}, 1),
-		tokens:  make(map[tokenKey]token),
-		minting: make(map[tokenKey]*turn),
+		tokens: make(map[tokenKey]token),
 	}
 	s.transport = &http.Transport{
 		Proxy:                  nil, // see Client

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -96,7 +97,7 @@ func TestTokenAge(t *testing.T) {
 			{10 * time.Minute, 5 * time.Minute},
 		} {
 			key := tokenKey{scope: one.life.String()}
-			s.keep(key, secret.New([]byte("t")), one.life)
+			s.keep(key, secret.New([]byte("t")), time.Now(), one.life)
 			time.Sleep(one.usable - time.Nanosecond)
 			if _, ok := s.held(key); !ok {
 				t.Errorf("%v: not held just before %v", one.life, one.usable)
@@ -113,7 +114,7 @@ func TestTokensAreBounded(t *testing.T) {
 	t.Parallel()
 	s := &session{client: &Client{settings: Settings{TokenMaxAge: time.Hour}}, tokens: map[tokenKey]token{}}
 	for i := range 3 * maxTokens {
-		s.keep(tokenKey{scope: fmt.Sprint(i)}, secret.New([]byte("t")), time.Hour)
+		s.keep(tokenKey{scope: fmt.Sprint(i)}, secret.New([]byte("t")), time.Now(), time.Hour)
 		if len(s.tokens) > maxTokens {
 			t.Fatalf("%d tokens are held", len(s.tokens))
 		}
@@ -320,4 +321,151 @@ func TestMetrics_ClosedLabels(t *testing.T) {
 			t.Errorf("%d: %s", code, got)
 		}
 	}
+}
+
+func TestFlights(t *testing.T) {
+	t.Parallel()
+	const takes = time.Minute
+	wait := func(ctx context.Context) error {
+		select {
+		case <-time.After(takes):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var f flights[string, int]
+		flown := 0
+		failed := errors.New("no answer")
+		fly := func(err error) func(context.Context) (int, error) {
+			return func(ctx context.Context) (int, error) {
+				flown++
+				if gone := wait(ctx); gone != nil {
+					return 0, gone
+				}
+				return flown, err
+			}
+		}
+		var wg sync.WaitGroup
+		began := time.Now()
+
+		// Success and failure are shared: ten callers wait as long as one.
+		for _, want := range []error{nil, failed} {
+			for range 10 {
+				wg.Go(func() {
+					if _, err := f.do(t.Context(), "a", fly(want)); !errors.Is(err, want) {
+						t.Errorf("got %v", err)
+					}
+				})
+			}
+			wg.Wait()
+		}
+		if took := time.Since(began); took != 2*takes || flown != 2 {
+			t.Errorf("%d flights in %v", flown, took)
+		}
+
+		// One who gives up fails nobody else: whoever waits flies again.
+		leaving, leave := context.WithCancel(t.Context())
+		wg.Go(func() {
+			if _, err := f.do(leaving, "a", fly(nil)); !errors.Is(err, context.Canceled) {
+				t.Errorf("who left: %v", err)
+			}
+		})
+		synctest.Wait()
+		for range 5 {
+			wg.Go(func() {
+				if _, err := f.do(t.Context(), "a", fly(nil)); err != nil {
+					t.Errorf("who stayed: %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := f.do(impatient, "a", fly(nil)); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, Unavailable) {
+			t.Errorf("who waited in vain: %v", err)
+		}
+		leave()
+		wg.Wait()
+		if flown != 4 || len(f.under) != 0 {
+			t.Errorf("%d flights, %d still under way", flown, len(f.under))
+		}
+	})
+}
+
+// pipes is a network of its own, whose waiting a synctest bubble understands.
+type pipes chan net.Conn
+
+func (p pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	near, far := net.Pipe()
+	select {
+	case p <- far:
+		return near, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (p pipes) Accept() (net.Conn, error) {
+	if c, ok := <-p; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (p pipes) Close() error   { close(p); return nil }
+func (p pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// A token that was asked for before a call began is not fresh for that call, even if
+// it came after.
+func TestFreshTokenIsNotSharedWithThePast(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		network := make(pipes)
+		minted := 0
+		var used []string
+		server := &http.Server{ReadHeaderTimeout: time.Hour, Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			switch req.URL.Path {
+			case "/v2/":
+				challengeBearer("http://r.example:5000/token")(w, req)
+			case "/token":
+				time.Sleep(10 * time.Second)
+				minted++
+				give(fmt.Sprint("token", minted))(w, req)
+			default:
+				used = append(used, req.Header.Get("Authorization"))
+				found(w, req)
+			}
+		})}
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = server.Serve(network) })
+		c := newClient(t, Settings{RequestTimeout: time.Hour}, "r.example:5000")
+		r := ref(t, "r.example:5000/a/p:v1")
+		tr := trust(t, c, r)
+		s, err := c.session(r.Host(), Credential{}, tr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.transport.DialContext = network.dial
+		var checks sync.WaitGroup
+		check := func() {
+			checks.Go(func() {
+				if _, err := c.Check(t.Context(), r, Credential{}, tr, CheckOptions{FreshToken: true}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		check()
+		time.Sleep(5 * time.Second)
+		check() // two who begin while the first one's token is on its way
+		check()
+		checks.Wait()
+		if want := []string{"Bearer token1", "Bearer token2", "Bearer token2"}; !slices.Equal(used, want) {
+			t.Errorf("used %q, want %q", used, want)
+		}
+		c.Close()
+		_ = server.Close()
+		wg.Wait()
+	})
 }
