@@ -24,17 +24,20 @@ func checkVerb(a *app) *cobra.Command {
 		Use:   "check FILE|IMAGE|URL",
 		Short: "Would Envoy load this module?",
 		Long: `Reads the module's sections and reports everything that keeps Envoy from loading it, or may,
-each with what to do about it. Exits with 3 if any finding is an error.`,
+each with what to do about it. With --plugin-config the module is also started in a sandbox,
+with little memory and time, and given that configuration: a refusal is a finding, with
+what the module itself logged. Exits with 3 if any finding is an error.`,
 		Example: `  stile check filter.wasm
   stile check registry.example/team/filter:v1 --type NETWORK -o json`,
 		Args: arguments(1, 1, "FILE|IMAGE|URL"),
 	}
-	var pluginType string
+	var pluginType, configFile string
 	cmd.Flags().Var(newChoice(&pluginType, string(v1alpha1.TypeHTTP), string(v1alpha1.TypeHTTP), string(v1alpha1.TypeNetwork)), "type", "type of the plugin that the module is for: HTTP or NETWORK")
+	cmd.Flags().StringVar(&configFile, "plugin-config", "", "file with the plugin's configuration, as under spec.pluginConfig: start the module and give it that")
 	out := outputFlag(cmd)
 	in := registryFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		r, err := a.check(cmd.Context(), in, args[0], pluginType)
+		r, err := a.check(cmd.Context(), in, args[0], pluginType, configFile)
 		if err != nil {
 			return err
 		}
@@ -49,17 +52,31 @@ each with what to do about it. Exits with 3 if any finding is an error.`,
 	return cmd
 }
 
-func (a *app) check(ctx context.Context, in *registryInput, arg, pluginType string) (*checkReport, error) {
+func (a *app) check(ctx context.Context, in *registryInput, arg, pluginType, configFile string) (*checkReport, error) {
 	t, err := parseTarget("check", arg, true)
 	if err != nil {
 		return nil, err
 	}
-	module, findings, err := a.examine(ctx, in, t)
+	var config []byte
+	if configFile != "" {
+		if config, err = readPluginConfig(configFile); err != nil {
+			return nil, err
+		}
+	}
+	m, err := a.examine(ctx, in, t, configFile != "")
 	if err != nil {
 		return nil, err
 	}
+	findings := m.findings
 	if !wasm.Invalid(findings) {
-		findings = append(findings, wasm.CheckType(module, pluginType)...)
+		findings = append(findings, wasm.CheckType(m.module, pluginType)...)
+	}
+	if configFile != "" && !wasm.Invalid(findings) {
+		tried, err := tryModule(ctx, m.bytes, config)
+		if err != nil {
+			return nil, err
+		}
+		findings = append(findings, tried...)
 	}
 	if findings == nil {
 		findings = []wasm.Finding{}
@@ -67,26 +84,45 @@ func (a *app) check(ctx context.Context, in *registryInput, arg, pluginType stri
 	return &checkReport{APIVersion: apiVersion, Kind: "CheckReport", Reference: displayTarget(t), Findings: findings}, nil
 }
 
-// examine returns what a module is and what is wrong with it.
-func (a *app) examine(ctx context.Context, in *registryInput, t target) (wasm.Module, []wasm.Finding, error) {
+// examined is what a module is and what is wrong with it. bytes are there if they were
+// asked for and it can be loaded.
+type examined struct {
+	module   wasm.Module
+	findings []wasm.Finding
+	bytes    []byte
+}
+
+func (a *app) examine(ctx context.Context, in *registryInput, t target, bytes bool) (examined, error) {
 	if t.file != "" {
 		data, err := readModule("check", t.file)
 		if err != nil {
-			return wasm.Module{}, nil, err
+			return examined{}, err
 		}
 		module, findings := wasm.Inspect(data)
-		return module, findings, nil
+		return examined{module, findings, data}, nil
 	}
 	ctx, b, err := in.openBench(ctx, a, t)
 	if err != nil {
-		return wasm.Module{}, nil, err
+		return examined{}, err
 	}
 	defer b.close()
 	m, err := b.fetch(ctx, in, a, t, "")
 	if err != nil && len(m.Findings) == 0 {
-		return wasm.Module{}, nil, contentFailure(err)
+		return examined{}, contentFailure(err)
 	}
-	return m.Info, m.Findings, nil
+	e := examined{module: m.Info, findings: m.Findings}
+	if !bytes || err != nil {
+		return e, nil
+	}
+	body, err := m.open()
+	if err != nil {
+		return examined{}, contentFailure(err)
+	}
+	defer func() { _ = body.Close() }()
+	if e.bytes, err = io.ReadAll(body); err != nil {
+		return examined{}, contentFailure(err)
+	}
+	return e, nil
 }
 
 func checkAnswer(r *checkReport) answer {

@@ -263,6 +263,11 @@ func TestCheckAndInspect_File(t *testing.T) {
 	golden(t, "check-text.txt", stile(t, nil, "check", text, "-o", "wide").want(t, Findings).stdout)
 	golden(t, "inspect.json", strings.ReplaceAll(stile(t, nil, "inspect", file, "-o", "json").want(t, OK).stdout, folder, "FOLDER"))
 	stile(t, nil, "inspect", text).want(t, Findings, "is no Wasm module")
+	good, bad := write(t, folder, "good.yaml", "name: hello\n"), write(t, folder, "bad.yaml", "nam: hello\n")
+	stile(t, nil, "check", file, "--plugin-config", good).want(t, OK)
+	golden(t, "check-refused.txt", stile(t, nil, "check", file, "--plugin-config", bad).want(t, Findings).stdout)
+	stile(t, nil, "check", file, "--plugin-config", text).want(t, Usage, "--plugin-config")
+	stile(t, nil, "check", file, "--plugin-config", folder+"/missing").want(t, Usage, "missing")
 	stile(t, nil, "check", folder+"/missing.wasm").want(t, Usage, "there is no such file")
 	stile(t, nil, "push", folder+"/missing.wasm", "r.example/a:v1").want(t, Usage, "missing.wasm")
 }

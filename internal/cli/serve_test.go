@@ -50,12 +50,14 @@ func serveFolder(t *testing.T, more string) (folder, config string) {
 	folder = t.TempDir()
 	write(t, folder, "resources/none.yaml", "# nothing yet\n")
 	write(t, folder, "envoy/edge.yaml", "listeners: []\n")
+	if !strings.Contains(more, "xds:") {
+		more += "xds: { address: \"127.0.0.1:0\" }\n"
+	}
 	config = write(t, folder, "stile.yaml", `apiVersion: stile.dev/v1alpha1
 kind: Config
 resources: { directory: ./resources }
 envoy: { directory: ./envoy }
 store: { directory: ./data }
-xds: { address: "127.0.0.1:0" }
 modules: { address: "127.0.0.1:0" }
 admin: { address: "127.0.0.1:0" }
 `+more)
@@ -266,9 +268,9 @@ func TestServe_ConfigurationFaultsAllAtOnce(t *testing.T) {
 	t.Parallel()
 	_, config := serveFolder(t, "nonsense: 1\naccess: { recheck: often, retyr: 3 }\n")
 	stile(t, nil, "serve", "--config", config).want(t, Usage, "3 faults",
-		"stile.yaml:9: nonsense: unknown key; known keys: apiVersion, kind, rootNamespace",
-		"stile.yaml:10: access.recheck: must be a duration",
-		`stile.yaml:10: access.retyr: unknown key; did you mean "retry"?`)
+		"stile.yaml:8: nonsense: unknown key; known keys: apiVersion, kind, rootNamespace",
+		"stile.yaml:9: access.recheck: must be a duration",
+		`stile.yaml:9: access.retyr: unknown key; did you mean "retry"?`)
 }
 
 func TestServe_KubernetesIsNotInThisVersion(t *testing.T) {
