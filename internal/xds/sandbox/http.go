@@ -31,9 +31,26 @@ type way struct {
 	routes  *routev3.RouteConfiguration
 }
 
-// take takes hold of the filters that act now. They stay as they are for this request,
-// whatever updates come.
+// take begins a request's way through the filters that act now. They stay as they are
+// for this request, whatever updates come.
 func (l *listener) take() *way {
+	w := l.hold()
+	if w.missing {
+		return w
+	}
+	for _, f := range w.held {
+		if f.impl == nil {
+			continue
+		}
+		if s := f.impl.open(); s != nil { // may wait for its turn in a plugin: no lock is held
+			w.filters = append(w.filters, s)
+		}
+	}
+	return w
+}
+
+// hold takes hold of the filters that act now.
+func (l *listener) hold() *way {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	w := &way{}
@@ -58,12 +75,6 @@ func (l *listener) take() *way {
 			return w
 		}
 		w.held = append(w.held, acts)
-		if acts.impl == nil {
-			continue
-		}
-		if s := acts.impl.open(); s != nil {
-			w.filters = append(w.filters, s)
-		}
 	}
 	return w
 }
@@ -233,6 +244,9 @@ func (l *listener) forward(r *http.Request, h proxywasm.Headers, routes *routev3
 	}
 	path, _ := h.Get(":path")
 	method, _ := h.Get(":method")
+	if !strings.HasPrefix(path, "/") { // what a plugin wrote there must not become a host
+		return local(http.StatusBadRequest, "the request cannot be sent on: its path begins with no slash")
+	}
 	req, err := http.NewRequestWithContext(r.Context(), method, "http://"+upstream+path, body)
 	if err != nil {
 		return local(http.StatusBadRequest, "the request cannot be sent on: its path or method is none")

@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -86,6 +89,20 @@ func ask(t *testing.T, p sandbox.Proxy, body string) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
+// cluster is a cluster of one address.
+func cluster(t *testing.T, name, address string) *clusterv3.Cluster {
+	t.Helper()
+	host, text, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return adstest.Cluster(name, host, port)
+}
+
 func TestSandbox_ListsWhatItDoesNotRun(t *testing.T) {
 	t.Parallel()
 	p, server := proxy(t, sandbox.Options{Upstream: echo(t)})
@@ -109,12 +126,7 @@ func TestSandbox_ListsWhatItDoesNotRun(t *testing.T) {
 func TestSandbox_RoutesComeByRDSAndDecide(t *testing.T) {
 	t.Parallel()
 	p, server := proxy(t, sandbox.Options{})
-	host, port, _ := strings.Cut(echo(t), ":")
-	var number int
-	if _, err := fmt.Sscan(port, &number); err != nil {
-		t.Fatal(err)
-	}
-	server.Set(adstest.ClusterType, "c2", adstest.Cluster("up", host, number))
+	server.Set(adstest.ClusterType, "c2", cluster(t, "up", echo(t)))
 	l := adstest.HTTPListener("in")
 	manager := &hcmv3.HttpConnectionManager{}
 	packed := l.GetFilterChains()[0].GetFilters()[0].GetTypedConfig()

@@ -1,6 +1,8 @@
 package sandbox
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"testing"
 	"time"
@@ -43,5 +45,18 @@ func TestWasmFilter_FailReloadMakesANewVM(t *testing.T) {
 	w.loaded = time.Now().Add(-2 * reloadAfter)
 	if pass(); w.plugin == first {
 		t.Error("it was not reloaded in time")
+	}
+}
+
+// What a plugin writes into :path is a path, whatever it looks like.
+func TestForward_APathIsNoHost(t *testing.T) {
+	t.Parallel()
+	l := &listener{owner: New(Options{Upstream: "127.0.0.1:1"})}
+	for _, path := range []string{"@127.0.0.1:2/", ":3/", "", "http://127.0.0.1:2/"} {
+		h := proxywasm.Headers{{Name: ":method", Value: "GET"}, {Name: ":path", Value: path}}
+		got := l.forward(httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil), h, nil, nil, 0)
+		if status, _ := got.headers.Get(":status"); status != "400" {
+			t.Errorf("%q: %s", path, status)
+		}
 	}
 }
