@@ -423,6 +423,7 @@ func TestFreshTokenIsNotSharedWithThePast(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		network := make(pipes)
+		var mu sync.Mutex // guards minted and used
 		minted := 0
 		var used []string
 		server := &http.Server{ReadHeaderTimeout: time.Hour, Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -431,9 +432,13 @@ func TestFreshTokenIsNotSharedWithThePast(t *testing.T) {
 				challengeBearer("http://r.example:5000/token")(w, req)
 			case "/token":
 				time.Sleep(10 * time.Second)
+				mu.Lock()
+				defer mu.Unlock()
 				minted++
 				give(fmt.Sprint("token", minted))(w, req)
 			default:
+				mu.Lock()
+				defer mu.Unlock()
 				used = append(used, req.Header.Get("Authorization"))
 				found(w, req)
 			}
