@@ -20,6 +20,7 @@ import (
 	"github.com/stileproject/stile/internal/admin"
 	"github.com/stileproject/stile/internal/engine"
 	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/plugin"
 	"github.com/stileproject/stile/internal/serve"
 	"github.com/stileproject/stile/internal/xds"
 )
@@ -43,7 +44,13 @@ func (s *service) openServers() error {
 		return err
 	}
 	if s.bound.modules != nil {
-		modules := serve.New(opener{s.engine}, serve.Options{Log: s.log, Registerer: s.metrics})
+		modules := serve.New(opener{s.engine}, serve.Options{
+			Log: s.log, Registerer: s.metrics,
+			Downloaded: func(m serve.Module) {
+				namespace, name, _ := strings.Cut(m.Plugin, "/")
+				s.engine.Downloaded(plugin.Key{Namespace: namespace, Name: name}, m.SHA256)
+			},
+		})
 		s.serveHTTP("modules", withTLS(s.bound.modules, modulesTLS), modules)
 	}
 
@@ -108,7 +115,7 @@ func (o opener) OpenModule(token string) (io.ReadSeekCloser, serve.Module, error
 	if err != nil {
 		return nil, serve.Module{}, err
 	}
-	return f, serve.Module{SHA256: info.SHA256, Size: info.Size, Stands: info.Stands}, nil
+	return f, serve.Module{Plugin: info.Plugin.String(), SHA256: info.SHA256, Size: info.Size, Stands: info.Stands}, nil
 }
 
 // rechecker takes the admin API's orders to the gate.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"maps"
 	"sync"
 
 	"github.com/stileproject/stile/internal/access"
@@ -26,6 +27,7 @@ var ErrNoModule = errors.New("no such module")
 
 // ModuleInfo describes an open module.
 type ModuleInfo struct {
+	Plugin plugin.Key
 	SHA256 string // 64 lower-case hexadecimal digits
 	Size   int64  // in bytes
 	// Stands reports whether the right to the module still stands; it may be called at
@@ -33,19 +35,53 @@ type ModuleInfo struct {
 	Stands func() bool
 }
 
-// tokens are the module URLs that are open. The zero value is ready for use.
+// tokens are the module URLs that are open, and how often each module was downloaded.
+// The zero value is ready for use.
 type tokens struct {
-	mu   sync.RWMutex
-	open map[string]*version
+	mu        sync.RWMutex
+	open      map[string]opening
+	downloads map[download]int64
 }
 
-func (t *tokens) set(token string, v *version) {
+// opening is what a token opens.
+type opening struct {
+	plugin plugin.Key
+	*version
+}
+
+// download is what downloads are counted by.
+type download struct {
+	plugin plugin.Key
+	sha256 string
+}
+
+func (t *tokens) set(token string, k plugin.Key, v *version) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.open == nil {
-		t.open = map[string]*version{}
+		t.open = map[string]opening{}
 	}
-	t.open[token] = v
+	t.open[token] = opening{k, v}
+}
+
+func (t *tokens) count(d download, by int64) int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.downloads == nil {
+		t.downloads = map[download]int64{}
+	}
+	n := t.downloads[d] + by
+	if by != 0 {
+		t.downloads[d] = n
+	}
+	return n
+}
+
+// forget drops the counts of a plugin that is gone.
+func (t *tokens) forget(k plugin.Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.DeleteFunc(t.downloads, func(d download, _ int64) bool { return d.plugin == k })
 }
 
 func (t *tokens) close(token string) {
@@ -57,10 +93,11 @@ func (t *tokens) close(token string) {
 	delete(t.open, token)
 }
 
-func (t *tokens) get(token string) *version {
+func (t *tokens) get(token string) (opening, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.open[token]
+	o, ok := t.open[token]
+	return o, ok
 }
 
 // how says how a version travels: inline where it is small enough.
@@ -80,7 +117,7 @@ func (e *Engine) module(ps *pluginState) xds.Delivery {
 	d := how(ps.good)
 	if d.Mode == xds.Remote {
 		ps.token = e.token(ps, ps.epoch)
-		e.tokens.set(ps.token, ps.good)
+		e.tokens.set(ps.token, ps.key, ps.good)
 		d.URL = e.moduleURL(ps.token)
 	}
 	return d
@@ -111,12 +148,13 @@ func (e *Engine) token(ps *pluginState, epoch uint64) string {
 // OpenModule opens the module behind a token of a module URL. It reads from disk and
 // returns ErrNoModule for a token that opens nothing. The caller closes the module.
 func (e *Engine) OpenModule(token string) (io.ReadSeekCloser, ModuleInfo, error) {
-	v := e.tokens.get(token)
-	if v == nil {
+	v, open := e.tokens.get(token)
+	if !open {
 		return nil, ModuleInfo{}, ErrNoModule
 	}
 	stands := func() bool {
-		return e.tokens.get(token) != nil && (v.image.IsZero() || v.proof.Stands())
+		_, open := e.tokens.get(token)
+		return open && (v.image.IsZero() || v.proof.Stands())
 	}
 	if !stands() {
 		return nil, ModuleInfo{}, ErrNoModule
@@ -131,8 +169,12 @@ func (e *Engine) OpenModule(token string) (io.ReadSeekCloser, ModuleInfo, error)
 	if err != nil {
 		return nil, ModuleInfo{}, err
 	}
-	return f, ModuleInfo{SHA256: v.module.SHA256, Size: v.module.Size, Stands: stands}, nil
+	return f, ModuleInfo{Plugin: v.plugin, SHA256: v.module.SHA256, Size: v.module.Size, Stands: stands}, nil
 }
+
+// Downloaded counts one complete download of a plugin's module. It may be called at any
+// time from anywhere.
+func (e *Engine) Downloaded(k plugin.Key, sha256 string) { e.tokens.count(download{k, sha256}, 1) }
 
 // Images returns the images that a plugin has asked for: the one it wants and the one
 // that runs. It is false if there is no such plugin.

@@ -174,6 +174,7 @@ func (e *Engine) release(ps *pluginState) {
 		e.rooms.Gate.Release(access.Holder{Namespace: ps.key.Namespace, Name: ps.key.Name, LastGood: lastGood})
 	}
 	e.tokens.close(ps.token)
+	e.tokens.forget(ps.key)
 }
 
 // decideAll decides every plugin, and returns those whose delivery changed and the

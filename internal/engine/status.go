@@ -7,6 +7,7 @@ import (
 
 	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/plugin"
 	"github.com/stileproject/stile/internal/xds"
 )
 
@@ -34,7 +35,7 @@ type PluginStatus struct {
 	Pending         *Wanted     `json:"pending,omitempty"` // beside ServingLastGood
 	Delivery        string      `json:"delivery"`          // inline, remote, file or standin: what proxies have that have the plugin
 	Proxies         xds.Counts  `json:"proxies"`
-	Downloads       int64       `json:"downloads"`
+	Downloads       int64       `json:"downloads"` // of the module that is served, since the start
 	LastCheckedTime *time.Time  `json:"lastCheckedTime"`
 	NextCheckTime   *time.Time  `json:"nextCheckTime"`
 
@@ -53,6 +54,10 @@ func (e *Engine) Plugins() []PluginStatus {
 	list := *e.status.Load()
 	out := make([]PluginStatus, len(list))
 	copy(out, list)
+	for i := range out {
+		s := &out[i]
+		s.Downloads = e.tokens.count(download{plugin.Key{Namespace: s.Namespace, Name: s.Name}, s.ModuleSHA256}, 0)
+	}
 	return out
 }
 

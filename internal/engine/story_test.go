@@ -363,6 +363,10 @@ func TestALargeModuleTravelsByURLThatClosesWithTheRight(t *testing.T) {
 		if b, _ := io.ReadAll(f); string(b) != info.SHA256 || !info.Stands() {
 			t.Errorf("the module: %q, stands %v", b, info.Stands())
 		}
+		h.engine.Downloaded(info.Plugin, info.SHA256)
+		if s := h.status("team-a", "auth"); s.Downloads != 1 {
+			t.Errorf("downloads: %d", s.Downloads)
+		}
 		if _, _, err := h.engine.OpenModule(token + "0"); !errors.Is(err, engine.ErrNoModule) {
 			t.Errorf("another token: %v", err)
 		}
