@@ -25,11 +25,11 @@ var errNobody = errors.New("content: no proof stands")
 // of the namespace, and the bytes in memory if they are few.
 func (c *Contents) bring(ctx context.Context, it *item, namespace string) error {
 	const tries = 2 // what the disk lost is fetched again, once
-	var err error
+	var lost error
 	for range tries {
-		var r store.Record
-		if r, err = c.obtain(ctx, it); err != nil {
-			return err
+		r, err := c.obtain(ctx, it)
+		if err != nil {
+			return problemOf(err)
 		}
 		c.mu.Lock()
 		ok := c.adopt(it, r)
@@ -41,14 +41,12 @@ func (c *Contents) bring(ctx context.Context, it *item, namespace string) error 
 		if invalid {
 			return nil
 		}
-		if err = c.ready(r.Module, namespace); err == nil {
-			return nil
-		}
-		if !errors.Is(err, store.ErrCorrupt) && !errors.Is(err, store.ErrNotFound) {
+		lost = c.ready(r.Module, namespace)
+		if !errors.Is(lost, store.ErrCorrupt) && !errors.Is(lost, store.ErrNotFound) {
 			break
 		}
 	}
-	return problemOf(err)
+	return problemOf(lost)
 }
 
 // ready charges the namespace for the module and loads its bytes if they are few.

@@ -281,7 +281,7 @@ func readFunctions(s *scanner, e *details) error {
 			return fmt.Errorf("defines more than %d functions", maxDefined)
 		}
 		index, err := s.uint32()
-		e.defined = append(e.defined, uint32(index))
+		e.defined = append(e.defined, index)
 		return err
 	})
 }
@@ -307,7 +307,7 @@ func readImports(s *scanner, m *Module, e *details) error {
 			m.Imports++
 			typeIndex, err := s.uint32()
 			if err == nil && len(e.imports) < maxFunctions {
-				e.imports = append(e.imports, function{full, uint32(typeIndex)})
+				e.imports = append(e.imports, function{full, typeIndex})
 				if !seen[full] {
 					seen[full] = true
 					m.Functions = append(m.Functions, full)
@@ -394,7 +394,7 @@ func readExports(s *scanner, m *Module, e *details) error {
 			e.memory = true
 		}
 		if _, twice := e.functions[name]; kind == kindFunction && !twice && len(e.functions) < maxFunctions {
-			e.functions[name] = uint32(index)
+			e.functions[name] = index
 			if version, ok := strings.CutPrefix(name, abiMarker); ok && len(version) <= 16 {
 				m.ABI = append(m.ABI, strings.ReplaceAll(version, "_", "."))
 			}

@@ -73,7 +73,10 @@ func (s *scanner) uint(bits int) (uint64, error) {
 	}
 }
 
-func (s *scanner) uint32() (uint64, error) { return s.uint(32) }
+func (s *scanner) uint32() (uint32, error) {
+	n, err := s.uint(32)
+	return uint32(n), err //nolint:gosec // it has no more than 32 bits
+}
 
 // name reads a name and keeps its first maxName bytes.
 func (s *scanner) name() (string, error) {
