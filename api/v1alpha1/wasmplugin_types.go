@@ -13,7 +13,9 @@ const (
 )
 
 // WasmPlugin adds a WebAssembly module to the filter chains of the proxies that it
-// selects. It must not be changed once it is shared.
+// selects.
+// ---
+// It must not be changed once it is shared.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -30,10 +32,10 @@ type WasmPlugin struct {
 	// +optional
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	// Spec says which module runs where, and how.
+	// spec says which module runs where, and how.
 	// +required
 	Spec WasmPluginSpec `json:"spec"`
-	// Status says what has become of it. It is written by stile.
+	// status says what has become of it. It is written by stile.
 	// +optional
 	// +kubebuilder:pruning:PreserveUnknownFields
 	Status WasmPluginStatus `json:"status,omitempty" stile:"ignore"`
@@ -55,20 +57,20 @@ type WasmPluginList struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.sha256) || self.sha256.size() == 0 || !self.url.contains('@sha256:') || self.url.endsWith('@sha256:' + self.sha256)",message="sha256 must equal the digest in url"
 // +kubebuilder:validation:XValidation:rule="(has(self.type) && self.type == 'NETWORK') == (has(oldSelf.type) && oldSelf.type == 'NETWORK')",message="type cannot be changed: delete the plugin and create it anew"
 type WasmPluginSpec struct {
-	// Selector chooses proxies by their labels. None, and no target reference: every
+	// selector chooses proxies by their labels. None, and no target reference: every
 	// proxy of the plugin's namespace, or of all namespaces if that is the root namespace.
 	// +optional
 	Selector *WorkloadSelector `json:"selector,omitempty"`
-	// TargetRef is the older, single form of targetRefs.
+	// targetRef is the older, single form of targetRefs.
 	// +optional
 	TargetRef *TargetReference `json:"targetRef,omitempty"`
-	// TargetRefs chooses proxies by the resource that they serve.
+	// targetRefs chooses proxies by the resource that they serve.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=16
 	TargetRefs []TargetReference `json:"targetRefs,omitempty"`
 
-	// URL names the module: an OCI image (oci://, or no scheme at all), a file on an
+	// url names the module: an OCI image (oci://, or no scheme at all), a file on an
 	// HTTP server (http://, https://), or a file in the proxy's own file system (file://).
 	// +required
 	// +kubebuilder:validation:MinLength=1
@@ -80,52 +82,52 @@ type WasmPluginSpec struct {
 	// +kubebuilder:validation:XValidation:rule="!self.matches('^(?i:https?)://') || self.matches('^[^:]+://[^/?#@]+/[^?#]')",message="http(s) must name a host and a file, without user name and password"
 	// +kubebuilder:validation:XValidation:rule="!self.matches('^(?i:file)://') || !self.endsWith('/')",message="file:// must name a file"
 	URL string `json:"url" stile:"nonempty"`
-	// SHA256 is the checksum of what url names: the manifest digest of an image, or the
+	// sha256 is the checksum of what url names: the manifest digest of an image, or the
 	// unpacked module of an HTTP source. It must equal the digest in url if there is one.
 	// +optional
 	// +kubebuilder:validation:Pattern=`^$|^[a-f0-9]{64}$`
 	SHA256 string `json:"sha256,omitempty"`
-	// ImagePullPolicy says when to ask again what a tag or an HTTP address holds. Unset, it
+	// imagePullPolicy says when to ask again what a tag or an HTTP address holds. Unset, it
 	// is Always for images tagged latest or not tagged, else IfNotPresent.
 	// +optional
 	ImagePullPolicy PullPolicy `json:"imagePullPolicy,omitempty" stile:"nonempty"`
-	// ImagePullSecret names the Secret, in the plugin's namespace, that holds the
+	// imagePullSecret names the Secret, in the plugin's namespace, that holds the
 	// credentials for the image's registry.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	ImagePullSecret string `json:"imagePullSecret,omitempty" stile:"nonempty"`
-	// VerificationKey is a PEM public key. An image is used only if its manifest digest
+	// verificationKey is a PEM public key. An image is used only if its manifest digest
 	// carries a cosign signature by that key.
 	// +optional
 	VerificationKey string `json:"verificationKey,omitempty"`
 
-	// PluginConfig is handed to the plugin as JSON.
+	// pluginConfig is handed to the plugin as JSON.
 	// +optional
 	PluginConfig *Object `json:"pluginConfig,omitempty"`
-	// PluginName is the root id by which a module with several plugins chooses one.
+	// pluginName is the root id by which a module with several plugins chooses one.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=256
 	PluginName string `json:"pluginName,omitempty" stile:"nonempty"`
-	// Phase says where in the chain the plugin runs.
+	// phase says where in the chain the plugin runs.
 	// +optional
 	Phase PluginPhase `json:"phase,omitempty" stile:"nonempty"`
-	// Priority orders the plugins of one phase: the higher runs first. Unset is 0.
+	// priority orders the plugins of one phase: the higher runs first. Unset is 0.
 	// +optional
 	// +nullable
 	Priority *int32 `json:"priority,omitempty"`
-	// FailStrategy says what happens to traffic while the plugin cannot run. Unset is FAIL_CLOSE.
+	// failStrategy says what happens to traffic while the plugin cannot run. Unset is FAIL_CLOSE.
 	// +optional
 	FailStrategy FailStrategy `json:"failStrategy,omitempty" stile:"nonempty"`
-	// VMConfig configures the virtual machine in which the module runs.
+	// vmConfig configures the virtual machine in which the module runs.
 	// +optional
 	VMConfig *VMConfig `json:"vmConfig,omitempty"`
-	// Match says which traffic the plugin sees: that of any entry. None: all of it.
+	// match says which traffic the plugin sees: that of any entry. None: all of it.
 	// +optional
 	// +listType=atomic
 	Match []TrafficSelector `json:"match,omitempty"`
-	// Type says whether the plugin works on HTTP requests or on connections. Unset is
+	// type says whether the plugin works on HTTP requests or on connections. Unset is
 	// HTTP. It cannot be changed later.
 	// +optional
 	Type PluginType `json:"type,omitempty" stile:"nonempty"`
@@ -133,7 +135,7 @@ type WasmPluginSpec struct {
 
 // WorkloadSelector chooses the proxies that carry all of its labels.
 type WorkloadSelector struct {
-	// MatchLabels are the labels, with their values. None selects every proxy.
+	// matchLabels are the labels, with their values. None selects every proxy.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=4096
 	// +kubebuilder:validation:XValidation:rule="self.all(key, key.size() > 0 && key.size() <= 317)",message="a label's name must have 1 to 317 characters"
@@ -154,30 +156,30 @@ type LabelValue string
 // +kubebuilder:validation:XValidation:rule="self.kind != 'ServiceEntry' || has(self.group) && self.group == 'networking.istio.io'",message="group must be networking.istio.io for kind ServiceEntry"
 // +kubebuilder:validation:XValidation:rule="!has(self.__namespace__) || self.__namespace__.size() == 0",message="leave namespace empty: a plugin attaches within its own namespace"
 type TargetReference struct {
-	// Group of the resource; empty or "core" for a Service.
+	// group of the resource; empty or "core" for a Service.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	Group string `json:"group,omitempty"`
-	// Kind of the resource: Gateway, GatewayClass, Service or ServiceEntry.
+	// kind of the resource: Gateway, GatewayClass, Service or ServiceEntry.
 	// +required
 	// +kubebuilder:validation:Enum=Gateway;GatewayClass;Service;ServiceEntry
 	Kind string `json:"kind" stile:"nonempty"`
-	// Name of the resource.
+	// name of the resource.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name" stile:"nonempty"`
-	// Namespace must be empty: the resource is in the plugin's own namespace.
+	// namespace must be empty: the resource is in the plugin's own namespace.
 	// +optional
 	Namespace string `json:"namespace,omitempty"`
 }
 
 // TrafficSelector chooses the traffic that satisfies all of its conditions.
 type TrafficSelector struct {
-	// Mode chooses by direction. Unset is CLIENT_AND_SERVER.
+	// mode chooses by direction. Unset is CLIENT_AND_SERVER.
 	// +optional
 	Mode WorkloadMode `json:"mode,omitempty" stile:"nonempty"`
-	// Ports chooses by destination port. None: any port.
+	// ports chooses by destination port. None: any port.
 	// +optional
 	// +listType=map
 	// +listMapKey=number
@@ -186,7 +188,7 @@ type TrafficSelector struct {
 
 // PortSelector is one destination port.
 type PortSelector struct {
-	// Number of the port.
+	// number of the port.
 	// +required
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
@@ -195,7 +197,7 @@ type PortSelector struct {
 
 // VMConfig configures a plugin's virtual machine.
 type VMConfig struct {
-	// Env are the environment variables that the module sees.
+	// env are the environment variables that the module sees.
 	// +optional
 	// +kubebuilder:validation:MaxItems=256
 	// +listType=map
@@ -207,17 +209,17 @@ type VMConfig struct {
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.valueFrom) || self.valueFrom != 'HOST' || !has(self.value)",message="value may be set only where valueFrom is INLINE"
 type EnvVar struct {
-	// Name of the variable: letters, digits and underscores, not starting with a digit.
+	// name of the variable: letters, digits and underscores, not starting with a digit.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=256
 	// +kubebuilder:validation:Pattern=`^[A-Za-z_][A-Za-z0-9_]*$`
 	// +kubebuilder:validation:XValidation:rule="!self.startsWith('ISTIO_META_WASM_') && !self.startsWith('STILE_')",message="names starting with ISTIO_META_WASM_ or STILE_ are reserved"
 	Name string `json:"name" stile:"nonempty"`
-	// ValueFrom says whether the value is written here or is the proxy's own. Unset is INLINE.
+	// valueFrom says whether the value is written here or is the proxy's own. Unset is INLINE.
 	// +optional
 	ValueFrom EnvValueSource `json:"valueFrom,omitempty" stile:"nonempty"`
-	// Value of the variable where valueFrom is INLINE. Unset is empty.
+	// value of the variable where valueFrom is INLINE. Unset is empty.
 	// +optional
 	// +kubebuilder:validation:MaxLength=2048
 	Value *string `json:"value,omitempty"`
@@ -303,31 +305,31 @@ const (
 
 // WasmPluginStatus is what has become of a plugin.
 type WasmPluginStatus struct {
-	// ObservedGeneration is the generation of the spec that this status speaks of.
+	// observedGeneration is the generation of the spec that this status speaks of.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// Conditions are Accepted, ResolvedRefs and Programmed.
+	// conditions are Accepted, ResolvedRefs and Programmed.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
-	// Digest is the manifest digest of the image that is served.
+	// digest is the manifest digest of the image that is served.
 	// +optional
 	Digest string `json:"digest,omitempty"`
-	// ModuleSHA256 is the checksum of the module that is served.
+	// moduleSHA256 is the checksum of the module that is served.
 	// +optional
 	ModuleSHA256 string `json:"moduleSHA256,omitempty"`
-	// Proxies counts the proxies that the plugin concerns.
+	// proxies counts the proxies that the plugin concerns.
 	// +optional
 	Proxies *ProxyCounts `json:"proxies,omitempty"`
 }
 
 // ProxyCounts counts proxies by what they made of a plugin.
 type ProxyCounts struct {
-	// Matched proxies should run the plugin.
+	// matched proxies should run the plugin.
 	Matched int32 `json:"matched"`
-	// Accepted proxies said that they have loaded it.
+	// accepted proxies said that they have loaded it.
 	Accepted int32 `json:"accepted"`
-	// Rejected proxies refused it.
+	// rejected proxies refused it.
 	Rejected int32 `json:"rejected"`
 }

@@ -161,7 +161,7 @@ func matches(match []v1alpha1.TrafficSelector, mode string, ports []uint32) bool
 			continue
 		}
 		if len(m.Ports) == 0 || slices.ContainsFunc(m.Ports, func(p v1alpha1.PortSelector) bool {
-			return p.Number > 0 && slices.Contains(ports, uint32(p.Number))
+			return slices.ContainsFunc(ports, func(have uint32) bool { return int64(have) == int64(p.Number) })
 		}) {
 			return true
 		}

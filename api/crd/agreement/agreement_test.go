@@ -4,7 +4,6 @@
 package agreement
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -49,7 +48,7 @@ func newServer(t *testing.T) server {
 	if err := apiextensionsv1.Convert_v1_CustomResourceDefinition_To_apiextensions_CustomResourceDefinition(&v1, &crd, nil); err != nil {
 		t.Fatal(err)
 	}
-	for _, err := range crdvalidation.ValidateCustomResourceDefinition(context.Background(), &crd) {
+	for _, err := range crdvalidation.ValidateCustomResourceDefinition(t.Context(), &crd) {
 		t.Errorf("the API server refuses the CRD: %v", err)
 	}
 	props := crd.Spec.Validation
@@ -97,7 +96,7 @@ func (s server) faults(t *testing.T, doc, old string) []string {
 	if old != "" {
 		oldObj = parse(old)
 	}
-	errs, _ := s.cel.Validate(context.Background(), nil, s.schema, obj, oldObj, celconfig.RuntimeCELCostBudget)
+	errs, _ := s.cel.Validate(t.Context(), nil, s.schema, obj, oldObj, celconfig.RuntimeCELCostBudget)
 	for _, e := range errs {
 		out = append(out, e.Error())
 	}
