@@ -12,10 +12,8 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
 
 	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/plugin"
@@ -117,7 +115,7 @@ func authorize(identities []v1alpha1.Identity) func(context.Context, plugin.Node
 	return func(ctx context.Context, node plugin.Node) error {
 		names, err := peerURIs(ctx)
 		if err != nil {
-			return status.Error(codes.Unauthenticated, err.Error())
+			return err
 		}
 		for _, name := range names {
 			for i, id := range identities {
@@ -126,7 +124,7 @@ func authorize(identities []v1alpha1.Identity) func(context.Context, plugin.Node
 				}
 			}
 		}
-		return status.Errorf(codes.PermissionDenied, "the certificate does not let its owner be a node of namespace %q and cluster %q: see xds.identities", node.Namespace, node.Cluster)
+		return fmt.Errorf("the certificate does not let its owner be a node of namespace %q and cluster %q: see xds.identities", node.Namespace, node.Cluster)
 	}
 }
 
