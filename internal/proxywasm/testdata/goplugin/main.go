@@ -1,7 +1,8 @@
 // Goplugin is a Proxy-Wasm plugin in plain Go, without any SDK: what a real guest with
 // a runtime, a garbage collector and WASI imports looks like. It answers each request
 // with the header x-go set to the "value" of its JSON configuration, GREETING of its
-// environment, and the request's path as the property request.path says it.
+// environment, and the request's path as the property request.path says it. With the
+// value "selftest" it asks every host function instead (selftest.go).
 package main
 
 import (
@@ -60,6 +61,10 @@ func configure(root, size uint32) uint32 {
 
 //go:wasmexport proxy_on_request_headers
 func request(id, headers, end uint32) uint32 {
+	if config.Value == "selftest" {
+		selfTest()
+		return 0
+	}
 	path := []byte("request\x00path")
 	var at, n uint32
 	if getProperty(unsafe.Pointer(unsafe.SliceData(path)), uint32(len(path)), unsafe.Pointer(&at), unsafe.Pointer(&n)) != 0 {
