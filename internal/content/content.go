@@ -34,7 +34,7 @@ type Config struct {
 	// Timeout bounds one fetch of one module, with all its requests. 0 = 5 min.
 	Timeout time.Duration
 	// MaxInFlight bounds the fetches under way; one namespace, and one host, has at most
-	// a quarter of them. 0 = 32.
+	// a quarter of them, and one host for one namespace an eighth. 0 = 32.
 	MaxInFlight int
 	// Keys hide URLs in the store's records, for their query may be a credential: the
 	// first for writing, all for reading (secret.ForRows). None: http(s) modules are

@@ -4,8 +4,9 @@ import "slices"
 
 // queue decides whose turn it is: the namespace with the fewest fetches under way,
 // among equals the one whose turn was longest ago, and in it what was asked first. A
-// namespace, and a host, has at most its share: a slow registry, or a tenant with
-// many plugins, leaves the rest to the others. Its owner's mutex guards it.
+// namespace, and a host, has at most its share, and a host in a namespace half of
+// that: a slow registry, or a tenant with many plugins, leaves the rest to the
+// others. Its owner's mutex guards it.
 type queue struct {
 	limit, share int
 	running      int
@@ -18,7 +19,8 @@ type queue struct {
 type line struct {
 	waiting []*entry
 	running int
-	turn    uint64 // of its last start
+	hosts   map[string]int // fetches under way
+	turn    uint64         // of its last start
 }
 
 type entry struct {
@@ -34,7 +36,7 @@ func newQueue(limit int) queue {
 func (q *queue) push(it *item, namespace string) {
 	l := q.namespaces[namespace]
 	if l == nil {
-		l = &line{}
+		l = &line{hosts: map[string]int{}}
 		q.namespaces[namespace] = l
 	}
 	l.waiting = append(l.waiting, &entry{it: it, namespace: namespace, host: it.host()})
@@ -51,7 +53,9 @@ func (q *queue) next() *entry {
 		if l.running >= q.share || best != nil && !l.before(best) {
 			continue
 		}
-		at := slices.IndexFunc(l.waiting, func(e *entry) bool { return q.hosts[e.host] < q.share })
+		at := slices.IndexFunc(l.waiting, func(e *entry) bool {
+			return q.hosts[e.host] < q.share && l.hosts[e.host] < max(1, q.share/2)
+		})
 		if at >= 0 {
 			best, bestAt = l, at
 		}
@@ -66,6 +70,7 @@ func (q *queue) next() *entry {
 	best.running++
 	q.running++
 	q.hosts[e.host]++
+	best.hosts[e.host]++
 	return e
 }
 
@@ -83,6 +88,9 @@ func (q *queue) done(e *entry) {
 	}
 	l := q.namespaces[e.namespace]
 	l.running--
+	if l.hosts[e.host]--; l.hosts[e.host] == 0 {
+		delete(l.hosts, e.host)
+	}
 	if l.running == 0 && len(l.waiting) == 0 {
 		delete(q.namespaces, e.namespace)
 	}
