@@ -116,7 +116,7 @@ func read(onDisk, name string, source any) (file, error) {
 // ours tells an import of this repository.
 func ours(imported string) bool {
 	first, _, _ := strings.Cut(imported, "/")
-	return first == "api" || first == "internal" || first == "cmd" || first == "modules" || first == "test"
+	return first == "api" || first == "internal" || first == "cmd" || first == "modules" || first == "examples" || first == "test"
 }
 
 // match tells whether an import path or a room is the pattern, or is below it where the pattern ends in "/...".
