@@ -79,11 +79,7 @@ func (g *Gate) knownOfAccount(e *entry, candidate uint8, q question, now int64) 
 // learn notes what the answers of a flight say about accounts. Gate.mu is held.
 func (g *Gate) learn(f *flight, now int64) {
 	e := f.entry
-	for _, s := range f.steps {
-		if acct := g.account(e, s.candidate, false); acct != nil && acct.trying == e {
-			acct.trying = nil
-		}
-	}
+	g.leaveAccounts(e)
 	for _, t := range f.tried {
 		if t.result == granted || t.result == refused && t.sent && t.fromRegistry {
 			e.who.host.answered = now
@@ -129,6 +125,21 @@ func (g *Gate) accepted(acct *account) {
 	acct.waiting = nil
 }
 
+// leaveAccounts ends that e waits for any account, or tries it. Gate.mu is held.
+func (g *Gate) leaveAccounts(e *entry) {
+	if len(e.who.host.accounts) == 0 {
+		return
+	}
+	for at := range e.who.count() {
+		if acct := g.account(e, at, false); acct != nil {
+			delete(acct.waiting, e)
+			if acct.trying == e {
+				acct.trying = nil
+			}
+		}
+	}
+}
+
 // accountRetry returns when an entry whose candidates' accounts were all refused is
 // worth asking: when the first of them may be tried again. 0 = some were asked.
 func (g *Gate) accountRetry(f *flight, now int64) int64 {
@@ -138,7 +149,7 @@ func (g *Gate) accountRetry(f *flight, now int64) int64 {
 			return 0
 		}
 		if acct := g.account(f.entry, t.candidate, false); acct != nil {
-			at = min(at, max(acct.retryAt, now+int64(time.Second)))
+			at = min(at, max(acct.retryAt, now+int64(g.config.DeniedFirst)))
 		}
 	}
 	if at == never {

@@ -53,6 +53,9 @@ func (g *Gate) land(f *flight) {
 	}
 	last := f.tried[len(f.tried)-1]
 	standing := a.state == Allowed
+	if standing && f.question == confirming && a.checked > f.started {
+		f.question = renewal // a yes came meanwhile, of the tag: doubt that one anew
+	}
 	if standing && f.question != firstSight && confirms(f.tried[0]) && f.question == confirming {
 		// The candidate that earned the yes is refused: it ends, whatever the others say.
 		e.endYes()
@@ -169,7 +172,7 @@ func (g *Gate) notRenewed(f *flight, old *answer, now int64) {
 			g.hurry(a.target)
 		}
 	} else {
-		if int(e.attempt)+1 < g.config.Attempts && a.stale == 0 {
+		if g.worthRetrying(e, f.tried) && a.stale == 0 {
 			g.retry(e, f.tried, now)
 			return
 		}
@@ -210,7 +213,7 @@ func (g *Gate) unanswered(f *flight, now int64) {
 			e.refused |= 1 << t.candidate // it has had its answer in this round
 		}
 	}
-	if int(e.attempt)+1 < g.config.Attempts {
+	if g.worthRetrying(e, f.tried) {
 		g.retry(e, f.tried, now)
 		return
 	}
@@ -263,6 +266,15 @@ func (g *Gate) endGrace(e *entry, old *answer) {
 	e.endYes()
 	g.config.Log.Warn("a proof ended: its registry could not be asked for too long", "image", e.image.String(), "credential", e.who.cred.String())
 	g.publish(e, &a)
+}
+
+// patience is the longest that a round of attempts waits because a registry says so;
+// beyond it the round is over, and those who wait for its end are told.
+const patience = 10 * time.Second
+
+// worthRetrying reports whether the round goes on after an attempt without an answer.
+func (g *Gate) worthRetrying(e *entry, tried []try) bool {
+	return int(e.attempt)+1 < g.config.Attempts && waitFor(tried) <= int64(patience)
 }
 
 // retry has e asked again within the round: 1 s after the first attempt, doubling.

@@ -194,6 +194,21 @@ func BenchmarkWarm(b *testing.B) {
 	}
 }
 
+// BenchmarkHold is what a plan costs for each plugin: the holder holds what it held.
+func BenchmarkHold(b *testing.B) {
+	const n = 10_000
+	g, requests := warmGate(b, &steady{}, n, Config{})
+	for _, r := range requests {
+		g.Hold(r)
+	}
+	b.ReportAllocs()
+	for at := 0; b.Loop(); at += 104729 {
+		if p, _ := g.Hold(requests[at%n]); !p.Stands() {
+			b.Fatal("not warm")
+		}
+	}
+}
+
 // BenchmarkWarmWhile is the latency of eight warm callers while something else goes on,
 // each caller making a check every 50 µs.
 func BenchmarkWarmWhile(b *testing.B) {

@@ -240,6 +240,7 @@ func TestRetryAfterIsKeptPerCredential(t *testing.T) {
 		if n := len(w.questions()); n != 1 {
 			t.Errorf("%d questions", n)
 		}
+		wantState(t, g.Check(plugin(t, "team-a", pinned, as("alice"))), Unknown, RegistryUnreachable)
 		g.Check(plugin(t, "team-a", "registry.example:5000/other", as("alice"))) // same account
 		_, v, _ := g.Prove(t.Context(), plugin(t, "team-b", pinned, as("bob")))
 		wantState(t, v, Allowed, NoReason)

@@ -355,6 +355,7 @@ func (g *Gate) drop(e *entry) {
 		e.unlink(h)
 	}
 	g.unschedule(e)
+	g.leaveAccounts(e)
 	e.queued = false
 	g.table.remove(e)
 	if e.prev != nil {

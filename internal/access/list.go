@@ -105,6 +105,9 @@ func (g *Gate) askAgain(e *entry) int {
 	if e.answer.Load().removed {
 		return 0
 	}
+	if e.suspect {
+		return 1 // it is about to be confirmed, and not sooner than that is worth
+	}
 	e.forced = true
 	e.attempt, e.strikes, e.refused = 0, 0, 0
 	g.askSoon(e)
