@@ -67,6 +67,7 @@ type demo struct {
 	patience     time.Duration
 	password     func(user string) string
 	tokenMarker  string           // part of every token of the registry
+	remote       bool             // every module travels by URL
 	afterStory   func(*demoWorld) // while everything still runs
 
 	tell   io.Writer // where the story is told while it happens; nil: nowhere

@@ -14,7 +14,7 @@ rootNamespace: stile-system
 resources: { directory: %[1]s/resources }
 envoy: { directory: %[1]s/envoy, default: demo.yaml }
 store: { directory: %[1]s/data }
-xds: { address: "127.0.0.1:0" }
+xds: { address: "127.0.0.1:0", inlineMaxModule: %[3]s }
 modules: { address: "127.0.0.1:0" }
 admin: { address: "127.0.0.1:0" }
 access:

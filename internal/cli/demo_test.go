@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -87,8 +88,12 @@ func collect(t *testing.T, watch *canary.Watcher, w *demoWorld) {
 
 func TestDemoTellsTheStory(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"sandbox", "envoy"} {
-		t.Run(kind, func(t *testing.T) {
+	for _, tt := range []struct {
+		kind   string
+		remote bool
+	}{{"sandbox", false}, {"sandbox", true}, {"envoy", false}, {"envoy", true}} {
+		kind := tt.kind
+		t.Run(fmt.Sprintf("%s, modules by URL %v", kind, tt.remote), func(t *testing.T) {
 			t.Parallel()
 			if kind == "envoy" && os.Getenv("STILE_ENVOY") == "" {
 				if os.Getenv("STILE_NO_ENVOY") == "" {
@@ -96,7 +101,7 @@ func TestDemoTellsTheStory(t *testing.T) {
 				}
 				t.Skip("STILE_NO_ENVOY: the demo is not tested with a real Envoy")
 			}
-			report, code, folder := runDemo(t, func(d *demo) { d.proxyKind = kind })
+			report, code, folder := runDemo(t, func(d *demo) { d.proxyKind, d.remote = kind, tt.remote })
 			for _, s := range report.Steps {
 				if !s.Passed {
 					t.Errorf("%s: %s", s.Name, s.Detail)

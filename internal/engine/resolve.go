@@ -26,10 +26,11 @@ type version struct {
 	owner    secret.Fingerprint // of the credentials under which it was proven
 }
 
-// same reports whether v and w are the same bytes by the same spec.
+// same reports whether v and w are the same bytes by the same spec and the same right: a
+// right that ended and came back is another.
 func (v *version) same(w *version) bool {
 	return v != nil && w != nil && v.spec == w.spec && v.image == w.image &&
-		v.module.SHA256 == w.module.SHA256 && v.path == w.path && v.owner == w.owner
+		v.module.SHA256 == w.module.SHA256 && v.path == w.path && v.owner == w.owner && v.proof == w.proof
 }
 
 // progress is how far the plugin's wanted version has come.

@@ -380,8 +380,16 @@ func TestALargeModuleTravelsByURLThatClosesWithTheRight(t *testing.T) {
 		}
 		h.secret("team-a", good)
 		h.apply()
-		if again := h.token("team-a", "auth"); again == token {
+		h.registry.let(good, false)
+		h.pass(2 * time.Hour)
+		h.registry.let(good, true)
+		h.pass(time.Hour)
+		again := h.token("team-a", "auth")
+		if again == token {
 			t.Error("the URL of before the revocation opens the module again")
+		}
+		if _, _, err := h.engine.OpenModule(again); err != nil {
+			t.Errorf("the new URL: %v", err)
 		}
 	})
 }
