@@ -57,7 +57,7 @@ func newSession(c *Client, key sessionKey, cred Credential, t Trust, h *hostSlot
 	}
 	s.transport = &http.Transport{
 		Proxy:                  nil, // see Client
-		DialContext:            c.guard.dial,
+		DialContext:            s.dial,
 		DialTLSContext:         s.dialTLS,
 		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // digests are of the bytes as they are stored
@@ -68,9 +68,23 @@ func newSession(c *Client, key sessionKey, cred Credential, t Trust, h *hostSlot
 	return s
 }
 
+// dial connects. It has a deadline of its own: the transport lets a dial go on after
+// the request that wanted it was given up.
+func (s *session) dial(ctx context.Context, network, hostport string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.client.settings.RequestTimeout)
+	defer cancel()
+	conn, err := s.client.guard.dial(ctx, network, hostport)
+	if err != nil {
+		return nil, err
+	}
+	return s.live(conn)
+}
+
 // dialTLS connects and verifies who answers. There is no other way to https and no
 // way back from it to http.
 func (s *session) dialTLS(ctx context.Context, network, hostport string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.client.settings.RequestTimeout)
+	defer cancel()
 	raw, err := s.client.guard.dial(ctx, network, hostport)
 	if err != nil {
 		return nil, err
@@ -84,6 +98,15 @@ func (s *session) dialTLS(ctx context.Context, network, hostport string) (net.Co
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, err
+	}
+	return s.live(conn)
+}
+
+// live returns conn, unless the session ended meanwhile: nobody would close it.
+func (s *session) live(conn net.Conn) (net.Conn, error) {
+	if s.ended.Load() {
+		_ = conn.Close()
+		return nil, errClosed
 	}
 	return conn, nil
 }
@@ -152,6 +175,9 @@ func (s *session) hops(w *deadline, q call) (*answer, error) {
 	for hop := 0; ; hop++ {
 		if at.Scheme == "http" && !s.client.plain(hostOf(at)) {
 			return nil, &Error{Kind: Blocked, Err: errors.New("plain HTTP is only for hosts that are named with plainHTTP")}
+		}
+		if !s.client.reachable(s.trust, hostOf(at)) {
+			return nil, &Error{Kind: Blocked, Err: errors.New("it leads to a registry that is for certain namespaces alone")}
 		}
 		resp, err := s.roundTrip(w.ctx, q, at, authorization, body)
 		if err != nil {

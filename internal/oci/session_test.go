@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -232,6 +233,34 @@ func TestInFlightIsBoundedPerRegistry(t *testing.T) {
 	_ = blob.Close()
 	if most != limit {
 		t.Errorf("%d requests at once, want %d", most, limit)
+	}
+}
+
+// The transport lets a dial go on after its request was given up: who accepts and says
+// nothing must not keep the connection.
+func TestServerThatNeverShakesHandsIsLeft(t *testing.T) {
+	t.Parallel()
+	var config net.ListenConfig
+	l, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c := newClient(t, Settings{AllowLoopback: true, RequestTimeout: 50 * time.Millisecond})
+	r := ref(t, l.Addr().String()+"/a/p:v1")
+	if _, err := c.Check(t.Context(), r, Credential{}, trust(t, c, r), CheckOptions{}); !errors.Is(err, Unavailable) {
+		t.Errorf("got %v", err)
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection is still open")
 	}
 }
 

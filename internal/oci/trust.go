@@ -203,6 +203,20 @@ func (c *Client) base(t Trust) *url.URL {
 	return u
 }
 
+// reachable reports whether a request under t may be led to host, by a redirect or as
+// a token endpoint. A registry that is for certain namespaces may trust stile's own
+// address: one tenant's registry must not lead there for it. It may, if every
+// namespace that t can be for may use that registry as well.
+func (c *Client) reachable(t Trust, host string) bool {
+	to, from := c.registries[host], c.registries[t.host]
+	if host == t.host || to == nil || len(to.Namespaces) == 0 || slices.Contains(to.Namespaces, "*") {
+		return true
+	}
+	return from != nil && len(from.Namespaces) > 0 && !slices.ContainsFunc(from.Namespaces, func(n string) bool {
+		return !slices.Contains(to.Namespaces, n)
+	})
+}
+
 // plain reports whether the operator named host for plain HTTP.
 func (c *Client) plain(host string) bool {
 	r := c.registries[host]
