@@ -24,6 +24,15 @@ func (n *Node) gateway() (name, class string) {
 	return name, class
 }
 
+// Classed returns n with the class of the Gateway that it serves, where n does not say it
+// itself. classes are the classes of the Gateways that are known.
+func (n Node) Classed(classes map[Key]string) Node {
+	if name, class := n.gateway(); name != "" && class == "" {
+		n.GatewayClass = classes[Key{Namespace: n.Namespace, Name: name}]
+	}
+	return n
+}
+
 func (n *Node) waypoint() bool {
 	_, class := n.gateway()
 	return class == waypointClass || len(n.Services) > 0 || len(n.ServiceEntries) > 0

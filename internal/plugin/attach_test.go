@@ -74,6 +74,29 @@ func TestAttaches(t *testing.T) {
 	}
 }
 
+func TestClassed(t *testing.T) {
+	t.Parallel()
+	classes := map[plugin.Key]string{{Namespace: "edge", Name: "main"}: "stile", {Namespace: "other", Name: "main"}: "x"}
+	byClass := wasm("a", in("root"), target("GatewayClass", "stile"))
+	for _, tc := range []struct {
+		name string
+		node plugin.Node
+		want bool
+	}{
+		{"by its Gateway", plugin.Node{Namespace: "edge", Gateway: "main"}, true},
+		{"by the Gateway that a label names", plugin.Node{Namespace: "edge", Labels: map[string]string{"gateway.networking.k8s.io/gateway-name": "main"}}, true},
+		{"what the node says itself counts", plugin.Node{Namespace: "edge", Gateway: "main", GatewayClass: "other"}, false},
+		{"a Gateway that is not known", plugin.Node{Namespace: "edge", Gateway: "unknown"}, false},
+		{"a Gateway of another namespace", plugin.Node{Namespace: "other", Gateway: "main"}, false},
+		{"no Gateway", plugin.Node{Namespace: "edge"}, false},
+	} {
+		n := tc.node.Classed(classes)
+		if got := plugin.Concerns("root", byClass, &n); got != tc.want {
+			t.Errorf("%s: attaches %v, want %v", tc.name, got, tc.want)
+		}
+	}
+}
+
 func TestMatch(t *testing.T) {
 	t.Parallel()
 	type chain struct {
