@@ -145,7 +145,8 @@ func (c *Contents) itemOf(p access.Proof) *item {
 	}
 	it.askers = append(it.askers, p)
 	if it.problem != nil && it.problem.Retry && !known {
-		c.enqueue(it, p.Namespace()) // somebody else's right may do
+		it.problem = nil // it was about the others: this right may do
+		c.enqueue(it, p.Namespace())
 	}
 	return it
 }
@@ -210,9 +211,7 @@ func (c *Contents) answer(it *item, namespace string, ask bool) (Module, error) 
 		there, charged := c.store.Touch(it.module.SHA256, namespace)
 		switch {
 		case !there: // evicted, or found corrupt: bring it again
-			it.module, it.refused = nil, nil
-		case !charged && it.refused[namespace] != nil && time.Now().Before(it.refused[namespace].NextTry):
-			return Module{}, it.refused[namespace]
+			it.module = nil
 		case charged:
 			m := *it.module
 			if m.Size > c.config.InlineMax {
@@ -224,6 +223,9 @@ func (c *Contents) answer(it *item, namespace string, ask bool) (Module, error) 
 				return m, nil
 			}
 		}
+	}
+	if no := it.refused[namespace]; no != nil && time.Now().Before(no.NextTry) {
+		return Module{}, no
 	}
 	if it.problem != nil && (!it.problem.Retry || time.Now().Before(it.problem.NextTry)) && it.flight == nil {
 		return Module{}, it.problem

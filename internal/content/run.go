@@ -10,6 +10,7 @@ import (
 
 	"github.com/stileproject/stile/internal/access"
 	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/store"
 	"github.com/stileproject/stile/internal/wasm"
 )
 
@@ -149,22 +150,30 @@ func (c *Contents) try(ctx context.Context, it *item, namespace string) {
 	case err == nil:
 		c.metrics.resolved.WithLabelValues("ok").Inc()
 		it.failures, it.due = 0, time.Time{}
+		delete(it.refused, namespace)
 	case ctx.Err() != nil: // the caller gave up, or Run ends: nothing was learned
 		return
 	case errors.Is(err, errNobody): // no right stands any more
 		it.problem, it.due = nil, time.Time{}
 	case bad:
 		c.metrics.resolved.WithLabelValues(problem.Reason).Inc()
-		c.fail(it, problem, namespace, retryAfter(err))
+		c.fail(it, problem, retryAfter(err))
+		if errors.Is(err, store.ErrNamespaceFull) {
+			// It concerns this namespace alone; the others are still to be answered.
+			if it.refused == nil {
+				it.refused = map[string]*Problem{}
+			}
+			it.refused[namespace], it.problem = problem, nil
+		}
 	default: // bring returns nothing else; were it to, it is a fault that a retry may mend
-		c.fail(it, &Problem{Reason: ReasonRegistryUnreachable, Message: err.Error(), Retry: true}, namespace, 0)
+		c.fail(it, &Problem{Reason: ReasonRegistryUnreachable, Message: err.Error(), Retry: true}, 0)
 	}
 	c.metrics.duration.Observe(time.Since(start).Seconds())
 	signal(c.changed)
 }
 
 // fail notes the problem and when to try again. Called with mu held.
-func (c *Contents) fail(it *item, p *Problem, namespace string, atLeast time.Duration) {
+func (c *Contents) fail(it *item, p *Problem, atLeast time.Duration) {
 	it.failures++
 	if p.Retry {
 		p.NextTry = time.Now().Add(max(backoff(p.Reason, it.failures), atLeast))
@@ -177,15 +186,6 @@ func (c *Contents) fail(it *item, p *Problem, namespace string, atLeast time.Dur
 		it.due = time.Time{}
 	}
 	c.log.Info("content: not had", "source", c.printable(it), "name", it.key.name, "reason", p.Reason, "message", p.Message, "nextTry", p.NextTry)
-	if p.Reason == ReasonStoreFull && it.module != nil {
-		// The module is here; this namespace alone has no room for it.
-		if it.refused == nil {
-			it.refused = map[string]*Problem{}
-		}
-		it.refused[namespace] = p
-		it.problem = nil
-		return
-	}
 	it.problem = p
 }
 

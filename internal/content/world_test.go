@@ -218,6 +218,16 @@ func testRoot(t testing.TB) secret.Root {
 
 func newWorld(t testing.TB, dir string, c Config, hosts ...string) *world {
 	t.Helper()
+	return newWorldWith(t, dir, store.Options{}, c, hosts...)
+}
+
+func newWorldIn(t testing.TB, o store.Options, c Config, hosts ...string) *world {
+	t.Helper()
+	return newWorldWith(t, t.TempDir(), o, c, hosts...)
+}
+
+func newWorldWith(t testing.TB, dir string, o store.Options, c Config, hosts ...string) *world {
+	t.Helper()
 	root := testRoot(t)
 	settings := oci.Settings{Key: root.Key(secret.ForFingerprints)}
 	for _, h := range hosts {
@@ -227,7 +237,8 @@ func newWorld(t testing.TB, dir string, c Config, hosts ...string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := store.Open(dir, store.Options{Keys: []secret.Key{root.Key(secret.ForRows)}})
+	o.Keys = []secret.Key{root.Key(secret.ForRows)}
+	s, err := store.Open(dir, o)
 	if err != nil {
 		t.Fatal(err)
 	}
