@@ -118,6 +118,8 @@ type Engine struct {
 	streams  map[xds.StreamID]string // to its group
 	groups   map[string]*group
 
+	reported time.Time // when statuses were last made
+
 	recalled   map[plugin.Key]Remembered // until each plugin is read for the first time
 	remembered map[plugin.Key]Remembered
 }
@@ -193,8 +195,9 @@ func (e *Engine) Run(ctx context.Context, worlds <-chan *source.World) error {
 		case <-e.rooms.Contents.Changes():
 			due.facts = true
 			mark()
-		case <-wake.C:
-			due.facts = true
+		case now := <-wake.C:
+			deadline := e.nextDeadline()
+			due.facts = due.facts || !deadline.IsZero() && !deadline.After(now)
 			mark()
 		case ev := <-e.rooms.Proxies.Events():
 			due.proxies = append(due.proxies, ev)
@@ -238,12 +241,24 @@ func (e *Engine) turn(due marks, now time.Time) (next time.Time) {
 		next = e.nextDeadline()
 	}
 	e.publish(due.world != nil, changed)
-	e.retain()
-	e.remember()
+	if due.world != nil || due.facts {
+		e.retain()
+		e.remember()
+	} else if again := e.reported.Add(reportEvery); now.Before(again) {
+		// Proxies alone have news, thousands of them perhaps: their counts can wait.
+		if next.IsZero() || again.Before(next) {
+			next = again
+		}
+		return next
+	}
 	e.report(now)
+	e.reported = now
 	e.ready.Store(true)
 	return next
 }
+
+// reportEvery is how often statuses are made anew for what proxies say alone.
+const reportEvery = 100 * time.Millisecond
 
 // Ready reports whether the first complete plan has been made.
 func (e *Engine) Ready() bool { return e.ready.Load() }
