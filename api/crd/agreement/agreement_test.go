@@ -5,6 +5,7 @@ package agreement
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	celconfig "k8s.io/apiserver/pkg/apis/cel"
 	"sigs.k8s.io/yaml"
 
+	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/document"
 )
 
@@ -255,6 +257,38 @@ func TestCRDAndGoSayTheSame(t *testing.T) {
 				t.Errorf("the CRD says %q, want bad=%v (but for: %s)", crd, tc.bad, tc.goOnly)
 			}
 		})
+	}
+}
+
+// TestWhatGoAcceptsTheCRDAccepts tries urls made of the pieces that matter. The CRD may accept more
+// than the Go validation does, never less: what `stile validate` passes must not fail in the cluster.
+func TestWhatGoAcceptsTheCRDAccepts(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	pieces := []string{"oci://", "OCI://", "http://", "https://", "Https://", "file://", "://", "/", "//", ":", "@", "?", "#", "a", "A", "b.example", "my_reg", "[::1]", ":5000", ":v1", "10.0.0.1",
+		"@sha256:" + digest, "@sha256:ab", "..", "%41", "%zz", " ", "\u00a0", "ä", "\u2028", "u:p@", "=", "&", "\\", "'", "*"}
+	r := rand.New(rand.NewPCG(1, 1))
+	accepted := 0
+	for range 40000 {
+		var url strings.Builder
+		for range 1 + r.IntN(5) {
+			url.WriteString(pieces[r.IntN(len(pieces))])
+		}
+		if _, err := v1alpha1.ParseModuleURL(url.String()); err != nil {
+			continue
+		}
+		accepted++
+		doc, err := yaml.Marshal(map[string]any{"apiVersion": "extensions.istio.io/v1alpha1", "kind": "WasmPlugin",
+			"metadata": map[string]any{"name": "a", "namespace": "b"}, "spec": map[string]any{"url": url.String()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if faults := s.faults(t, string(doc), ""); len(faults) > 0 {
+			t.Errorf("%q: %q", url.String(), faults)
+		}
+	}
+	if accepted < 1000 {
+		t.Errorf("only %d urls were worth a try", accepted)
 	}
 }
 
