@@ -195,7 +195,6 @@ func (n *Node) lacks(extension []string) bool {
 
 // chain plans one filter chain.
 func (b *builder) chain(l *Listener, c *Chain) ChainPlan {
-	plan := ChainPlan{Listener: l.Name, Port: cmp.Or(c.Port, l.Port), Mode: cmp.Or(l.Mode, string(v1alpha1.ModeClient)), FilterChain: c.Index}
 	ports := l.Ports
 	switch {
 	case c.Port != 0:
@@ -203,7 +202,8 @@ func (b *builder) chain(l *Listener, c *Chain) ChainPlan {
 	case len(ports) == 0:
 		ports = []uint32{l.Port}
 	}
-	plan.Port = cmp.Or(plan.Port, ports[0])
+	// What is shown is what match was compared with.
+	plan := ChainPlan{Listener: l.Name, Port: ports[0], Mode: cmp.Or(l.Mode, string(v1alpha1.ModeClient)), FilterChain: c.Index}
 
 	network := b.level(l, c, c.Network, anchors{networkAnchors, b.in.ExtraAnchors, networkRBAC})
 	http := b.level(l, c, c.HTTP, anchors{httpAnchors, b.in.ExtraAnchors, httpRBAC})

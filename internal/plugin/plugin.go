@@ -41,9 +41,9 @@ type Node struct {
 // Listener is one of the operator's listeners.
 type Listener struct {
 	Name string
-	// Port is the listener's first port, for show; a chain's own port wins over it.
+	// Port is the listener's port; matched and shown where Ports is empty and the chain has none.
 	Port uint32
-	// Ports are all ports of the listener, for matching; none means Port alone.
+	// Ports are what match is compared with, the first of which is shown; none means Port alone.
 	Ports []uint32
 	// Mode is "CLIENT" or "SERVER"; empty is CLIENT.
 	Mode string
@@ -65,7 +65,8 @@ const (
 type Chain struct {
 	// Index is the chain's index in its listener; -1 is the default chain.
 	Index int
-	// Port is the destination port that the chain itself matches; 0 if none.
+	// Port is the destination port that the chain itself matches, and then the only one that match
+	// is compared with; 0 if none, or if the listener says outright which ports count.
 	Port uint32
 	// Type is ChainHTTP if the last network filter is an HTTP connection manager, else ChainTCP.
 	Type string
