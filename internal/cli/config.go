@@ -192,6 +192,9 @@ func (a *app) loadConfig(in *configInput) (*loadedConfig, error) {
 			return nil, fail(Usage, fmt.Errorf("configuration: %w", err), "name a file that exists with --config or STILE_CONFIG")
 		}
 	}
+	if in.keys != nil {
+		a.noteUnknownVariables(in.keys)
+	}
 	for _, k := range in.keys {
 		if f := in.text[k.Path]; f.set {
 			input.Flags[k.Path] = config.FlagValue{Name: flagName(k), Text: f.text}
@@ -211,6 +214,34 @@ func (a *app) loadConfig(in *configInput) (*loadedConfig, error) {
 	}
 	resolvePaths(used, sources, filepath.Dir(name))
 	return &loadedConfig{Config: used, shown: written, sources: sources}, nil
+}
+
+// otherVariables are those that begin with STILE_ and are no part of the configuration.
+var otherVariables = []string{"STILE_CONFIG", "STILE_ENVOY", "STILE_NO_ENVOY"}
+
+// noteUnknownVariables warns of STILE_* variables that set nothing. It cannot be an error:
+// Kubernetes itself sets STILE_SERVICE_HOST, STILE_PORT and the like beside a Service
+// called stile.
+func (a *app) noteUnknownVariables(keys []config.Key) {
+	known := slices.Clone(otherVariables)
+	for _, k := range keys {
+		known = append(known, k.Env())
+		if short := shortFlags[k.Path]; short != "" {
+			known = append(known, config.EnvPrefix+strings.ToUpper(short))
+		}
+	}
+	for _, pair := range a.env {
+		name, _, _ := strings.Cut(pair, "=")
+		if !strings.HasPrefix(name, config.EnvPrefix) || slices.Contains(known, name) ||
+			strings.Contains(name, "_SERVICE_") || strings.Contains(name, "_PORT") {
+			continue
+		}
+		hint := `"stile config view -o wide" lists those that do`
+		if near := config.Nearest(name, known); near != "" {
+			hint = "did you mean " + near + "?"
+		}
+		a.note("Warning: the variable %s sets nothing; %s", printable(name), hint)
+	}
 }
 
 // chooseSource takes back the default folder of resources where Kubernetes is named.

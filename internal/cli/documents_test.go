@@ -210,9 +210,22 @@ func TestConfigView_EachValueAndItsSource(t *testing.T) {
 	if !strings.Contains(got["registries"], "r.example") {
 		t.Errorf("registries: %s", got["registries"])
 	}
-	golden(t, "config-view.txt", stile(t, nil, "config", "view", "-o", "wide").want(t, OK).stdout)
-	for _, key := range []string{"STILE_XDS_WARM_HOLD=soon"} {
-		stile(t, []string{key}, "config", "view").want(t, Usage, "STILE_XDS_WARM_HOLD: xds.warmHold")
+	wide := strings.Join(strings.Fields(stile(t, nil, "config", "view", "-o", "wide").want(t, OK).stdout), " ")
+	for _, row := range []string{
+		"KEY VALUE SOURCE VARIABLE FLAG apiVersion stile.dev/v1alpha1 default - -",
+		"store.directory ./data default STILE_STORE_DIRECTORY --store",
+		"xds.inlineMaxModule 8Mi default STILE_XDS_INLINE_MAX_MODULE --xds-inline-max-module",
+		"registries - default - -",
+	} {
+		if !strings.Contains(wide, row) {
+			t.Errorf("-o wide lacks %q: %s", row, wide)
+		}
+	}
+	stile(t, []string{"STILE_XDS_WARM_HOLD=soon"}, "config", "view").want(t, Usage, "STILE_XDS_WARM_HOLD: xds.warmHold")
+	stile(t, []string{"STILE_XDS_ADRESS=x"}, "config", "view").want(t, OK, "STILE_XDS_ADRESS sets nothing; did you mean STILE_XDS_ADDRESS?")
+	quiet := stile(t, []string{"STILE_ENVOY=/bin/envoy", "STILE_SERVICE_HOST=10.0.0.1", "STILE_PORT_18000_TCP=x"}, "config", "view").want(t, OK)
+	if quiet.stderr != "" {
+		t.Errorf("stderr: %s", quiet.stderr)
 	}
 }
 

@@ -130,6 +130,9 @@ func (s *service) check() error {
 	if err := admin.CheckAddress(s.cfg.Admin.Address); err != nil {
 		return fail(Usage, err, "")
 	}
+	if s.cfg.XDS.TLS.ClientCAFile != "" && len(s.cfg.XDS.Identities) == 0 {
+		s.log.Warn("xds.identities is empty: whoever has a certificate of xds.tls.clientCAFile may be any proxy of any namespace")
+	}
 	for _, d := range []struct {
 		what, path, flag string
 		optional         bool

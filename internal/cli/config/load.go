@@ -171,7 +171,7 @@ func (l *loader) unknown(key *yaml.Node, path string, known []string) {
 		of += " of " + path
 	}
 	hint := ""
-	if near := nearest(key.Value, known); near != "" {
+	if near := Nearest(key.Value, known); near != "" {
 		hint = fmt.Sprintf("did you mean %q? ", near)
 	}
 	l.faultAt(key.Line, join(path, key.Value), "unknown key; %s%s: %s", hint, of, strings.Join(known, ", "))
@@ -355,8 +355,8 @@ func names(t reflect.Type) []string {
 	return all
 }
 
-// nearest returns the name that differs from s by case or by at most two edits, or "".
-func nearest(s string, known []string) string {
+// Nearest returns the name that differs from s by case or by at most two edits, or "".
+func Nearest(s string, known []string) string {
 	best, distance := "", 3
 	for _, k := range known {
 		if d := edits(strings.ToLower(s), strings.ToLower(k)); d < distance && d < len(k) {

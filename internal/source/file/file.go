@@ -79,10 +79,12 @@ func (s *Source) Run(ctx context.Context) error {
 			settled.Reset(max(0, min(s.settle, time.Until(heard.Add(s.patience)))))
 		case <-settled.C:
 			heard = time.Time{}
-			watch(s.read())
+			if watch(s.read()) {
+				settled.Reset(0) // what changed before it was watched
+			}
 		case <-again.C:
-			if heard.IsZero() {
-				watch(s.read())
+			if heard.IsZero() && watch(s.read()) {
+				settled.Reset(0)
 			}
 		}
 	}
@@ -166,13 +168,14 @@ func (s *Source) concerns(path string) bool {
 }
 
 // watcher starts listening to the file system. Where that cannot be had, the folders
-// are read every second instead. The names of what changed arrive on events.
-func (s *Source) watcher() (events <-chan string, watch func([]string), stop func()) {
+// are read every second instead. The names of what changed arrive on events. watch adds
+// folders and reports whether any of them was not watched before.
+func (s *Source) watcher() (events <-chan string, watch func([]string) bool, stop func()) {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		s.log.Warn("folders cannot be watched and are read every second instead", "error", err)
 		s.rescan = min(s.rescan, time.Second)
-		return nil, func([]string) {}, func() {}
+		return nil, func([]string) bool { return false }, func() {}
 	}
 	names := make(chan string)
 	done, ended := make(chan struct{}), make(chan struct{})
@@ -201,14 +204,27 @@ func (s *Source) watcher() (events <-chan string, watch func([]string), stop fun
 			}
 		}
 	}()
-	failed := map[string]bool{}
-	watch = func(folders []string) {
+	failed, fresh := map[string]bool{}, map[string]bool{}
+	watch = func(folders []string) (added bool) {
+		watched := map[string]bool{}
+		for _, f := range w.WatchList() {
+			watched[filepath.Clean(f)] = true
+		}
+		before := fresh
+		fresh = map[string]bool{}
 		for _, f := range folders {
-			if err := w.Add(f); err != nil && !failed[f] {
+			switch err := w.Add(f); {
+			case err == nil && !watched[filepath.Clean(f)]:
+				fresh[f] = true
+				// Of two links to one folder the system lists one: the other is new only once.
+				added = added || !before[f]
+			case err == nil:
+			case !failed[f]:
 				failed[f] = true
 				s.log.Warn("folder cannot be watched and is read every few seconds instead", "folder", f, "error", err)
 			}
 		}
+		return added
 	}
 	return names, watch, func() {
 		close(done)

@@ -340,6 +340,22 @@ func TestSource_SymlinkSwap(t *testing.T) {
 	f.sees("the swap", has("a 2 a:v2"))
 }
 
+func TestSource_TwoLinksToOneFolder(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t)
+	away := t.TempDir()
+	for _, name := range []string{"one", "two"} {
+		if err := os.Symlink(away, filepath.Join(f.resources, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.write("one/a.yaml", wasmPlugin("a", "oci://r.example/a:v1"))
+	f.watch(time.Hour)
+	f.sees("the first", func(w *source.World) bool { return names(w) == "a 1 a:v1" && reasons(w) == "a.yaml Duplicate" })
+	f.write("two/a.yaml", wasmPlugin("a", "oci://r.example/a:v2"))
+	f.sees("an edit", has("a 2 a:v2"))
+}
+
 func TestSource_LinksInACircle(t *testing.T) {
 	t.Parallel()
 	f := newFolder(t)

@@ -74,7 +74,7 @@ func (s *Source) scanResources(b *builder) (folders []string, ok bool) {
 	default:
 		keep = false
 		for path := range s.files {
-			if !slices.Contains(files, path) {
+			if _, there := slices.BinarySearch(files, path); !there {
 				delete(s.files, path)
 			}
 		}
