@@ -117,7 +117,7 @@ func TestRemote_AYesToThePlainFormIsProvenLater(t *testing.T) {
 		c.Ack(c.Next())
 		c.Ask(xds.ExtensionType, pluginResource)
 		c.Ack(c.Next())
-		if got := b.state(xds.ExtensionType, pluginResource); got != "sent "+version {
+		if got := b.state(xds.ExtensionType, pluginResource); got != "sent "+version+"~plain" {
 			t.Errorf("%q: a yes before the code is there proves nothing", got)
 		}
 		c.WaitNext(time.Minute)

@@ -207,14 +207,7 @@ func (s *stream) send(t transport, w *watch, a *answer) error {
 	w.nonce = strconv.FormatUint(s.nonces, 10)
 	version := a.set
 	if version == "" && !s.delta {
-		after := make(map[string]holding, len(w.held)+1)
-		for name, h := range w.held {
-			after[name] = h
-		}
-		for _, i := range a.items {
-			after[i.name] = i.holding
-		}
-		version = describe(after)
+		version = w.describeAfter(a)
 	}
 	for _, i := range a.items {
 		if w.held[i.name].String() != i.holding.String() || !w.whole() {
@@ -335,6 +328,9 @@ func (s *stream) begin(w *watch, r request) {
 			state := Accepted
 			if w.kind == extensions && s.server.rejections.get(s.key, rejectionKey{w.kind, name, h.version}).tries > h.try {
 				state = Unproven
+			}
+			if h.plain {
+				state = Sent
 			}
 			s.server.setEntry(s, w.kind, name, h, state, "")
 		}

@@ -34,6 +34,7 @@ const (
 	describedName   = 6 // bytes of the hash of a name
 	describedBits   = 6 // bytes of the hash of a version; none is all zero but a stand-in's
 	describedTry    = 2
+	describedPlain  = 1<<16 - 1 // in place of a try
 	describedEntry  = describedName + describedBits + describedTry
 	maxDescribed    = 64 << 10
 )
@@ -46,17 +47,36 @@ type describedVersion struct {
 	try  uint16
 }
 
-// describe returns the version of a response after which a proxy holds what held says.
-func describe(held map[string]holding) string {
-	b := make([]byte, 0, len(held)*describedEntry)
-	for _, name := range slices.Sorted(maps.Keys(held)) {
-		h := held[name]
-		n, v := nameBits(name), versionBits(h.version)
+// describeAfter returns the version of a response: what the proxy holds once it has accepted
+// it. What it said that it held when it connected, and has not been sent since, it still holds.
+func (w *watch) describeAfter(a *answer) string {
+	after := make(map[string]describedVersion, len(w.names))
+	for name := range w.names {
+		if h, ok := w.held[name]; ok {
+			after[name] = describeOne(h)
+		} else if v, ok := w.reported[nameBits(name)]; ok {
+			after[name] = v
+		}
+	}
+	for _, i := range a.items {
+		after[i.name] = describeOne(i.holding)
+	}
+	b := make([]byte, 0, len(after)*describedEntry)
+	for _, name := range slices.Sorted(maps.Keys(after)) {
+		n, v := nameBits(name), after[name]
 		b = append(b, n[:]...)
-		b = append(b, v[:]...)
-		b = binary.BigEndian.AppendUint16(b, uint16(min(h.try, 1<<16-1)))
+		b = append(b, v.bits[:]...)
+		b = binary.BigEndian.AppendUint16(b, v.try)
 	}
 	return describedPrefix + base64.RawURLEncoding.EncodeToString(b)
+}
+
+func describeOne(h holding) describedVersion {
+	v := describedVersion{bits: versionBits(h.version), try: uint16(min(h.try, describedPlain-1))}
+	if h.plain {
+		v.try = describedPlain
+	}
+	return v
 }
 
 // parseDescribed reads a version that describe made; nil if it is anything else.
@@ -106,6 +126,9 @@ func (d described) real(r *Resource) (holding, bool) {
 		return holding{}, false
 	}
 	if r.KeptVersion != "" && versionBits(r.KeptVersion) == v.bits {
+		if v.try == describedPlain {
+			return holding{version: r.KeptVersion, plain: true, told: true}, true
+		}
 		return holding{version: r.KeptVersion, try: int(v.try), told: true}, true
 	}
 	return holding{version: "kept", told: true}, true
@@ -118,7 +141,10 @@ func (d described) tryOf(r *Resource) (int, bool) {
 	if !ok || v.bits != versionBits(r.Version) || r.vary == nil && v.try != 0 {
 		return 0, false
 	}
-	return int(v.try), true
+	if v.try == describedPlain {
+		return 0, r.plain
+	}
+	return int(v.try), v.try != 0 || !r.plain
 }
 
 // maxMessage bounds what is kept of a proxy's words.

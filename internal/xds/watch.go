@@ -38,6 +38,7 @@ type watch struct {
 type holding struct {
 	version  string // of the resource, whatever the try
 	try      int
+	plain    bool      // it was sent in the form whose acceptance proves nothing
 	resource *Resource // clusters alone: to name it once more until nothing refers to it
 	told     bool      // known by a state-of-the-world proxy's word alone: good for keeping, not for sending nothing
 }
@@ -50,14 +51,23 @@ type ask struct {
 
 // String returns the version as it is told to the proxy.
 func (h holding) String() string {
+	if h.plain {
+		return h.version + plainSuffix
+	}
 	if h.try == 0 {
 		return h.version
 	}
 	return h.version + "~" + strconv.Itoa(h.try)
 }
 
+// plainSuffix marks, in a version, the plain form of a remote module.
+const plainSuffix = "~plain"
+
 // parseHolding reads a version that a proxy reports.
 func parseHolding(s string) holding {
+	if version, ok := strings.CutSuffix(s, plainSuffix); ok {
+		return holding{version: version, plain: true}
+	}
 	base, try, ok := strings.Cut(s, "~")
 	if n, err := strconv.Atoi(try); ok && err == nil && n > 0 {
 		return holding{version: base, try: n}
@@ -77,7 +87,6 @@ type item struct {
 	holding
 	any    *anypb.Any
 	remote bool
-	plain  bool
 }
 
 func newWatch(kind int, delta bool) *watch {
@@ -118,6 +127,7 @@ func (w *watch) unsubscribe(name string) {
 	delete(w.names, name)
 	delete(w.asked, name)
 	delete(w.retryAt, name)
+	delete(w.reported, nameBits(name))
 	if !w.wildcard {
 		delete(w.held, name)
 	}
@@ -192,7 +202,7 @@ func (s *stream) nextNamed(w *watch, snap *Snapshot) *answer {
 			}
 			continue
 		}
-		if s.keeps(w, r, asked) || r.Hold {
+		if s.keeps(w, r) || r.Hold {
 			continue
 		}
 		held, has := w.held[name]
@@ -213,12 +223,12 @@ func (s *stream) nextNamed(w *watch, snap *Snapshot) *answer {
 
 // keeps reports whether the proxy shall keep what it runs: r is kept and the proxy has a real
 // version of it.
-func (s *stream) keeps(w *watch, r *Resource, asked bool) bool {
+func (s *stream) keeps(w *watch, r *Resource) bool {
 	if !r.Keep {
 		return false
 	}
 	held, has := w.held[r.Name]
-	if !has && asked {
+	if !has {
 		if v, ok := w.reported.real(r); ok {
 			held, has = v, true
 			w.held[r.Name] = held
@@ -232,80 +242,8 @@ func (s *stream) keeps(w *watch, r *Resource, asked bool) bool {
 	return true
 }
 
-// try says whether a resource may be sent, and in which of its bytes: never in bytes that this
-// proxy has refused.
-func (s *stream) try(w *watch, r *Resource, asked bool) (int, bool) {
-	refused := s.server.rejections.get(s.key, rejectionKey{w.kind, r.Name, r.Version}).tries
-	switch {
-	case refused == 0:
-		if try, holds := w.reported.tryOf(r); holds {
-			return try, true
-		}
-		return s.firstTry(w, r), true
-	case r.vary == nil:
-		// A route has one spelling. A proxy that asks for it anew holds nothing: let it try.
-		return 0, asked && w.kind == routes
-	case asked:
-		return refused, true
-	default:
-		return refused, r.remote && s.isDue(w, r.Name)
-	}
-}
-
-// firstTry chooses the bytes for a proxy that is not known to have refused any. One that ran
-// before this stile did may have refused the plain ones of another stile, and would then say yes
-// to them and do nothing: it gets others. A remote module goes without the demand to be refused
-// while the code is missing only to a listener that warms: elsewhere Envoy would say yes, skip
-// the filter and never fetch.
-func (s *stream) firstTry(w *watch, r *Resource) int {
-	try := 0
-	if r.vary != nil && s.unfamiliar {
-		try = s.server.salt
-	}
-	if r.plain {
-		if s.warms(w, r.Name) {
-			return 0
-		}
-		return max(try, 1)
-	}
-	return try
-}
-
-// warmTime is how long after it was asked for a name is taken to be awaited by a listener that
-// warms: below initialFetchTimeout, after which the stand-in goes live.
-const warmTime = 20 * time.Second
-
-// warms reports whether the proxy's listeners that name an extension are sure to be warming:
-// the proxy has asked for it just now, and not because a stream began while it was running.
-func (s *stream) warms(w *watch, name string) bool {
-	a, asked := w.asked[name]
-	if !asked || s.server.now().Sub(a.at) > warmTime {
-		return false
-	}
-	l := s.watches[listeners]
-	return !a.first || l != nil && l.began
-}
-
-// provesNow reports whether the proxy is to be asked whether it has a remote module's code. Its
-// yes to the plain form said nothing of that; once it says yes to the other the code is there.
-func (s *stream) provesNow(w *watch, r *Resource, held holding) bool {
-	if !r.plain || held.try != 0 {
-		return false
-	}
-	if _, waits := w.retryAt[r.Name]; !waits {
-		s.retryIn(w, r.Name, proofAfter)
-		return false
-	}
-	return s.isDue(w, r.Name)
-}
-
-func (s *stream) isDue(w *watch, name string) bool {
-	at, waits := w.retryAt[name]
-	return waits && !s.server.now().Before(at)
-}
-
 func (s *stream) item(w *watch, r *Resource, try int) item {
-	i := item{name: r.Name, holding: holding{version: r.Version, try: try}, any: r.Any, remote: r.remote, plain: r.plain && try == 0}
+	i := item{name: r.Name, holding: holding{version: r.Version, try: try, plain: r.plain && try == 0}, any: r.Any, remote: r.remote}
 	if try > 0 {
 		i.any = r.variant(try)
 	}
@@ -423,140 +361,4 @@ func (s *stream) nextDifference(w *watch, snap *Snapshot) *answer {
 	}
 	w.owed, w.fresh = false, false
 	return a
-}
-
-// accepted notes that the proxy applied the answer in flight.
-func (s *stream) accepted(w *watch) {
-	a := w.flight
-	w.flight = nil
-	for _, i := range a.items {
-		state := Accepted
-		if w.kind == extensions && s.server.rejections.get(s.key, rejectionKey{w.kind, i.name, i.version}).tries > i.try {
-			state = Unproven // Envoy says yes to bytes that it has refused, and does nothing
-		}
-		if i.plain {
-			state = Sent // said before the code was there
-			s.retryIn(w, i.name, proofAfter)
-		}
-		s.holds(w, i, state, "")
-	}
-	s.removes(w, a)
-}
-
-func (s *stream) holds(w *watch, i item, state State, message string) {
-	if w.subscribes(i.name) {
-		w.held[i.name] = i.holding
-		s.server.setEntry(s, w.kind, i.name, i.holding, state, message)
-	}
-}
-
-// removes notes what went with an answer: named in a delta, left out of a set.
-func (s *stream) removes(w *watch, a *answer) {
-	for _, name := range a.removed {
-		delete(w.held, name)
-		s.server.dropEntry(s, w.kind, name)
-	}
-	if a.set == "" {
-		return
-	}
-	for name := range w.held {
-		if !slices.ContainsFunc(a.items, func(i item) bool { return i.name == name }) {
-			delete(w.held, name)
-			s.server.dropEntry(s, w.kind, name)
-		}
-	}
-}
-
-// rejected notes that the proxy refused the answer in flight. Of several listeners or clusters
-// Envoy applies the good ones all the same and names the others in its message; where it names
-// none, nothing is known.
-func (s *stream) rejected(w *watch, message string) {
-	a := w.flight
-	w.flight = nil
-	message = cleanMessage(message)
-	if a.set != "" {
-		s.server.rejections.add(s.key, rejectionKey{w.kind, "", a.set}, 0, message)
-	}
-	blamed := blame(a.items, message)
-	for _, i := range a.items {
-		key := rejectionKey{w.kind, i.name, i.version}
-		switch {
-		case blamed[i.name]:
-			count := s.server.rejections.add(s.key, key, i.try, message)
-			state := Rejected
-			if i.remote {
-				if count < fetchPatience {
-					state = Sent // it is fetching, most likely: Envoy has the same words for all
-				}
-				s.retryIn(w, i.name, retryDelay(count))
-			}
-			s.server.setEntry(s, w.kind, i.name, i.holding, state, message)
-		case len(blamed) > 0:
-			s.holds(w, i, Accepted, "")
-		case w.held[i.name].version != i.version:
-			s.server.rejections.add(s.key, key, i.try, message)
-			s.server.setEntry(s, w.kind, i.name, i.holding, Unproven, message)
-		}
-	}
-}
-
-// blame returns the items that a refusal is about.
-func blame(items []item, message string) map[string]bool {
-	blamed := map[string]bool{}
-	if len(items) == 1 {
-		blamed[items[0].name] = true
-		return blamed
-	}
-	for _, i := range items {
-		if containsWord(message, i.name) {
-			blamed[i.name] = true
-		}
-	}
-	return blamed
-}
-
-// containsWord reports whether a resource's name stands in a message, and not as part of a
-// longer name.
-func containsWord(message, name string) bool {
-	part := func(b byte) bool {
-		return b == '_' || b == '-' || b == '.' || b == '/' || b >= '0' && b <= '9' || b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z'
-	}
-	for from := 0; ; {
-		at := strings.Index(message[from:], name)
-		if at < 0 || name == "" {
-			return false
-		}
-		at += from
-		end := at + len(name)
-		after := end < len(message) && part(message[end]) && (message[end] != '.' || end+1 < len(message) && part(message[end+1]))
-		if (at == 0 || !part(message[at-1])) && !after {
-			return true
-		}
-		from = at + 1
-	}
-}
-
-const (
-	// The delay between tries of a remote module doubles with each refusal.
-	retryFirst = time.Second
-	retryMax   = 5 * time.Minute
-	// proofAfter is when a proxy is asked whether it has fetched a module.
-	proofAfter = 10 * time.Second
-	// fetchPatience is how many refusals of a remote module are taken for fetching: half a minute.
-	fetchPatience = 6
-)
-
-func retryDelay(refusals int) time.Duration {
-	if refusals > 9 {
-		return retryMax
-	}
-	return min(retryFirst<<(refusals-1), retryMax)
-}
-
-// retryIn sets when a remote module is sent again.
-func (s *stream) retryIn(w *watch, name string, delay time.Duration) {
-	if w.retryAt == nil {
-		w.retryAt = map[string]time.Time{}
-	}
-	w.retryAt[name] = s.server.now().Add(delay)
 }

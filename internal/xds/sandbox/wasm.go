@@ -159,7 +159,7 @@ func (s *Sandbox) pluginOptions(config *wasmv3.PluginConfig) (proxywasm.Options,
 	return proxywasm.Options{
 		Name: config.GetName(), RootID: config.GetRootId(), VMID: vm.GetVmId(),
 		Config: pluginConfig, VMConfig: vmConfig, Env: env, Log: s.log,
-		Properties: map[string]string{"node.id": s.options.Node.ID, "node.cluster": s.options.Node.Cluster},
+		Properties: map[string]string{"xds.node.id": s.options.Node.ID, "xds.node.cluster": s.options.Node.Cluster},
 	}, nil
 }
 

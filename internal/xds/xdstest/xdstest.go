@@ -28,6 +28,14 @@ import (
 // function that opens connections to it.
 func Serve(t testing.TB, s *xds.Server) func() *grpc.ClientConn {
 	t.Helper()
+	dial, stop := Start(t, s)
+	t.Cleanup(stop)
+	return dial
+}
+
+// Start is Serve for a server that ends before its test does: stop ends it, and s too.
+func Start(t testing.TB, s *xds.Server) (dial func() *grpc.ClientConn, stop func()) {
+	t.Helper()
 	listener := bufconn.Listen(64 << 10)
 	g := grpc.NewServer(xds.ServerOptions()...)
 	s.Register(g)
@@ -36,12 +44,12 @@ func Serve(t testing.TB, s *xds.Server) func() *grpc.ClientConn {
 		defer close(served)
 		_ = g.Serve(listener)
 	}()
-	t.Cleanup(func() {
+	stop = func() {
 		g.Stop()
 		<-served
 		s.Close()
-	})
-	return func() *grpc.ClientConn {
+	}
+	dial = func() *grpc.ClientConn {
 		t.Helper()
 		conn, err := grpc.NewClient("passthrough:///xds",
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -53,6 +61,7 @@ func Serve(t testing.TB, s *xds.Server) func() *grpc.ClientConn {
 		t.Cleanup(func() { _ = conn.Close() })
 		return conn
 	}
+	return dial, stop
 }
 
 // Node returns Envoy's Node message for n.
@@ -177,6 +186,7 @@ type SotW struct {
 	cancel context.CancelFunc
 	names  map[string][]string // last asked for, by type
 	have   map[string]string   // last version accepted, by type
+	nonce  string              // of the last extension, for Envoy
 }
 
 // OpenADS opens an ADS stream. The node goes with the first request.
