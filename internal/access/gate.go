@@ -185,11 +185,13 @@ func (g *Gate) checkFirst(r Request) Verdict {
 
 // checkSlowly is Check for all that is not simply warm.
 func (g *Gate) checkSlowly(r Request, e *entry) Verdict {
-	if a := e.answer.Load(); a.removed {
-		return g.checkFirst(r)
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if e.answer.Load().removed { // since it was found
+		if e = g.obtain(r); e == nil {
+			return g.tooMany(r)
+		}
+	}
 	return g.judge(r, e)
 }
 
