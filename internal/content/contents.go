@@ -47,6 +47,9 @@ type item struct {
 	url    *URLRequest    // set for http(s): as it is asked for now
 	askers []access.Proof // whose right a fetch may use, the latest last; none for http(s)
 
+	verifier *verifier // set for signatures: nothing but whether there is one is brought
+	signed   bool
+
 	module  *Module // without Inline; nil = not here
 	at      time.Time
 	problem *Problem            // of the last try; nil = none yet, or it went well
@@ -135,7 +138,11 @@ func (c *Contents) URL(r URLRequest) (Module, error) {
 
 // itemOf returns the item of what the proof proves, with the proof among its askers.
 func (c *Contents) itemOf(p access.Proof) *item {
-	it := c.item(itemKey{p.Source(), moduleName(p.Digest())})
+	return c.ask(itemKey{p.Source(), moduleName(p.Digest())}, p)
+}
+
+func (c *Contents) ask(k itemKey, p access.Proof) *item {
+	it := c.item(k)
 	if slices.Contains(it.askers, p) {
 		return it
 	}

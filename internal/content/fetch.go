@@ -24,6 +24,12 @@ var errNobody = errors.New("content: no proof stands")
 // bring makes the item answerable: a record of what was delivered, room in the share
 // of the namespace, and the bytes in memory if they are few.
 func (c *Contents) bring(ctx context.Context, it *item, namespace string) error {
+	c.mu.Lock()
+	key, askers := it.verifier, slices.Clone(it.askers)
+	c.mu.Unlock()
+	if key != nil {
+		return c.bringSigned(ctx, it, *key, askers)
+	}
 	const tries = 2 // what the disk lost is fetched again, once
 	var lost error
 	for range tries {
@@ -102,9 +108,18 @@ func (c *Contents) obtain(ctx context.Context, it *item) (store.Record, error) {
 	return c.fetchFor(ctx, it, askers)
 }
 
-// fetchFor fetches with the right of one who asked: the latest first. One whom the
-// registry refuses, or who has no room, does not spoil it for the others.
-func (c *Contents) fetchFor(ctx context.Context, it *item, askers []access.Proof) (store.Record, error) {
+// fetchFor fetches with the right of one who asked.
+func (c *Contents) fetchFor(ctx context.Context, it *item, askers []access.Proof) (r store.Record, err error) {
+	err = each(askers, func(p access.Proof) error {
+		r, err = c.fetchImage(ctx, it.key, p)
+		return err
+	})
+	return r, err
+}
+
+// each does with the right of one who asked, the latest first. One whom the registry
+// refuses, or who has no room, does not spoil it for the others.
+func each(askers []access.Proof, do func(access.Proof) error) error {
 	err := errNobody
 	tried := map[right]bool{}
 	for _, p := range slices.Backward(askers) {
@@ -112,17 +127,14 @@ func (c *Contents) fetchFor(ctx context.Context, it *item, askers []access.Proof
 			continue
 		}
 		tried[whose(p)] = true
-		var r store.Record
-		r, err = c.fetchImage(ctx, it.key, p)
-		if err == nil {
-			return r, nil
+		if err = problemOf(do(p)); err == nil {
+			return nil
 		}
-		err = problemOf(err)
-		if p, _ := errors.AsType[*Problem](err); p.Reason != ReasonUnauthorized && p.Reason != ReasonImageNotFound && p.Reason != ReasonStoreFull {
+		if problem, _ := errors.AsType[*Problem](err); problem.Reason != ReasonUnauthorized && problem.Reason != ReasonImageNotFound && problem.Reason != ReasonStoreFull {
 			break
 		}
 	}
-	return store.Record{}, err
+	return err
 }
 
 // fetchImage has the source of the proof deliver what the proof's digest names: the
