@@ -48,7 +48,7 @@ func testHostFunctions(t *testing.T, module []byte) {
 	t.Helper()
 	p := start(t, proxywasm.Options{
 		Bytes: module, Name: "self", RootID: "root", VMID: "vm", Config: []byte(`{"value":"selftest"}`),
-		Properties: map[string]string{"node.id": "gw-0"}, Timeout: time.Minute,
+		Properties: map[string]string{"xds.node.id": "gw-0"}, Timeout: time.Minute,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	s, err := p.Stream(map[string]string{"source.address": "192.0.2.1"})
@@ -76,7 +76,7 @@ func testHostFunctions(t *testing.T, module []byte) {
 	if err != nil || action != proxywasm.Continue || string(body) != "...body..." {
 		t.Error(action, string(body), err)
 	}
-	if diff := cmp.Diff(map[string]int64{"self_tests": 2, "level": 5}, p.Metrics()); diff != "" {
+	if diff := cmp.Diff(map[string]int64{"self_tests": 9, "level": 5}, p.Metrics()); diff != "" {
 		t.Error(diff)
 	}
 }

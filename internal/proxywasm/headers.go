@@ -30,6 +30,17 @@ func (h Headers) Get(name string) (string, bool) {
 	return value, found
 }
 
+// first returns the first value of name, and whether there is one.
+func (h Headers) first(name string) (string, bool) {
+	name = strings.ToLower(name)
+	for _, e := range h {
+		if e.Name == name {
+			return e.Value, true
+		}
+	}
+	return "", false
+}
+
 // Add appends a value of name.
 func (h *Headers) Add(name, value string) {
 	*h = append(*h, Header{Name: strings.ToLower(name), Value: value})

@@ -63,7 +63,8 @@ func hostTime(c hostCall) status {
 }
 
 // buffer returns a buffer that exists now. Configurations exist only while the plugin
-// is asked about them, bodies only in their callback, as in Envoy.
+// is asked about them; the bodies of a stream are empty outside their callback, as in
+// Envoy.
 func (c hostCall) buffer(kind uint32) ([]byte, bool) {
 	s := c.stream()
 	switch {
@@ -75,6 +76,8 @@ func (c hostCall) buffer(kind uint32) ([]byte, bool) {
 		return s.requestBody, true
 	case kind == bufferResponseBody && s != nil && s.inBody == 2:
 		return s.answer, true
+	case (kind == bufferRequestBody || kind == bufferResponseBody) && s != nil:
+		return nil, true
 	}
 	return nil, false
 }
@@ -153,8 +156,8 @@ func hostGetHeader(c hostCall) status {
 	if h == nil {
 		return statusBadArgument
 	}
-	value, found := h.Get(string(name))
-	if !found && c.p.abi != "0.1.0" { // the oldest ABI knew no absence
+	value, found := h.first(string(name)) // of several, Envoy gives the first
+	if !found && c.p.abi != "0.1.0" {     // the oldest ABI knew no absence
 		return statusNotFound
 	}
 	return c.give(3, []byte(value))
@@ -349,15 +352,6 @@ func hostLocalResponse(c hostCall) status {
 		Status: int(code), Details: string(details), Body: body, Headers: headers,
 		GRPCStatus: int32(c.u32(7)), //nolint:gosec // the ABI's -1 arrives as 2^32-1
 	}
-	return statusOK
-}
-
-func hostContinue(c hostCall) status {
-	s := c.stream()
-	if s == nil {
-		return statusBadArgument
-	}
-	s.resumed = true
 	return statusOK
 }
 

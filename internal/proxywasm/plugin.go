@@ -5,8 +5,9 @@
 //
 // It speaks Proxy-Wasm ABI 0.1.0, 0.2.0 and 0.2.1 as far as HTTP streams need it:
 // headers, bodies, properties, local responses, logs, metrics and shared data.
-// Calls to other services, timers, queues and trailers are answered Unimplemented,
-// and counted.
+// Calls to other services, timers, queues, trailers, and going on with a stream that
+// was paused are answered Unimplemented, and counted. Stricter than Envoy: a header
+// with a line break in it is refused at once, and shared data has a limit.
 package proxywasm
 
 import (
@@ -59,7 +60,7 @@ type Options struct {
 	Env         map[string]string // the guest's environment; nothing of the process's own
 	MemoryPages uint32            // the most memory it gets, in pages of 64 KiB; 0 = 1024, at most 65536
 	Timeout     time.Duration     // the most time one callback may take, and the whole start; 0 = 5 s
-	Properties  map[string]string // further properties, paths joined with dots: "node.id"
+	Properties  map[string]string // further properties, paths joined with dots: "xds.node.id"
 	Log         *slog.Logger      // nil = silent
 }
 

@@ -103,7 +103,7 @@ func TestNew_RefusesConfiguration(t *testing.T) {
 		"badge, cut short":              {Bytes: modules.Badge(), Config: []byte(`{"name":"a`)},
 		"badge, only the key":           {Bytes: modules.Badge(), Config: []byte(`{"name"`)},
 		"badge, long name":              {Bytes: modules.Badge(), Config: []byte(`{"name":"` + strings.Repeat("n", 65) + `"}`)},
-		"badge, larger than its memory": {Bytes: modules.Badge(), Config: bytes.Repeat([]byte(" "), 300<<10)},
+		"badge, larger than its memory": {Bytes: modules.Badge(), Config: bytes.Repeat([]byte(" "), 80<<10), Timeout: time.Minute},
 		"toll, other field":             {Bytes: modules.Toll(), Config: []byte(`{"name":"a"}`)},
 		"refuses":                       {Bytes: fixture(t, "refuses"), Config: []byte(`{}`)},
 	} {

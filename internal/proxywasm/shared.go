@@ -81,7 +81,7 @@ func (c hostCall) metric() *metric {
 func hostIncrementMetric(c hostCall) status {
 	m := c.metric()
 	if m == nil {
-		return statusNotFound
+		return statusBadArgument
 	}
 	by := int64(c.args[1]) //nolint:gosec // an i64
 	if m.kind == 2 || (m.kind == 0 && by < 0) {
@@ -94,19 +94,20 @@ func hostIncrementMetric(c hostCall) status {
 func hostRecordMetric(c hostCall) status {
 	m := c.metric()
 	if m == nil {
-		return statusNotFound
-	}
-	if m.kind == 0 {
 		return statusBadArgument
 	}
-	m.value = int64(c.args[1]) //nolint:gosec // an i64
+	value := int64(c.args[1]) //nolint:gosec // an i64
+	if m.kind == 0 {
+		value += m.value // Envoy adds what is recorded of a counter
+	}
+	m.value = value
 	return statusOK
 }
 
 func hostGetMetric(c hostCall) status {
 	m := c.metric()
 	if m == nil {
-		return statusNotFound
+		return statusBadArgument
 	}
 	if !c.mem.WriteUint64Le(c.u32(1), uint64(m.value)) { //nolint:gosec // as the ABI has it
 		return statusInvalidMemoryAccess

@@ -12,7 +12,7 @@ type Action uint32
 // The two actions of the ABI.
 const (
 	Continue Action = 0 // go on
-	Pause    Action = 1 // wait: for the body's end, or for the plugin to go on by itself
+	Pause    Action = 1 // wait: for the body's end, or for something else that this host does not have
 )
 
 // String returns "continue" or "pause".
@@ -45,7 +45,6 @@ type Stream struct {
 	inBody              int    // 1 in a request body callback, 2 in a response's, else 0
 	properties          map[string]string
 	local               *LocalResponse
-	resumed             bool // the guest called proxy_continue_stream
 }
 
 // Stream opens a stream. properties are what the guest may ask for with
@@ -148,7 +147,6 @@ func (s *Stream) finish(callback string, args ...uint64) (Action, *LocalResponse
 	if s.plugin.failed == nil && s.plugin.streams[s.id] != s {
 		return Pause, nil, fmt.Errorf("%s: the stream is done", callback)
 	}
-	s.resumed = false
 	result, err := s.call(callback, args...)
 	if err != nil {
 		return Pause, nil, err
@@ -158,7 +156,7 @@ func (s *Stream) finish(callback string, args ...uint64) (Action, *LocalResponse
 		s.local = nil
 		return Pause, local, nil
 	}
-	if result == 0 || s.resumed {
+	if result == 0 {
 		return Continue, nil, nil
 	}
 	return Pause, nil, nil

@@ -2,7 +2,9 @@ package sandbox
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -208,7 +210,8 @@ func write(rw http.ResponseWriter, a answer, stream io.Reader) {
 	_, _ = rw.Write(a.body)
 }
 
-// requestHeaders is a request as filters see it: pseudo headers, then the others by name.
+// requestHeaders is a request as filters see it: pseudo headers, then the others by name,
+// then what Envoy adds to each request before its filters.
 func requestHeaders(r *http.Request) proxywasm.Headers {
 	h := proxywasm.Headers{
 		{Name: ":authority", Value: r.Host},
@@ -216,7 +219,22 @@ func requestHeaders(r *http.Request) proxywasm.Headers {
 		{Name: ":method", Value: r.Method},
 		{Name: ":scheme", Value: "http"},
 	}
-	return appendHeaders(h, r.Header)
+	h = appendHeaders(h, r.Header)
+	if _, given := h.Get("x-forwarded-proto"); !given {
+		h.Add("x-forwarded-proto", "http")
+	}
+	if _, given := h.Get("x-request-id"); !given {
+		h.Add("x-request-id", requestID())
+	}
+	return h
+}
+
+// requestID is a random UUID.
+func requestID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 func appendHeaders(h proxywasm.Headers, from http.Header) proxywasm.Headers {

@@ -112,7 +112,10 @@ func add(kind uint32, name, value string) uint32 {
 	return addHeader(kind, n, nl, v, vl)
 }
 
-// selfTest asks every host function once and traps if an answer is wrong.
+// selfTest asks every host function once and traps if an answer is wrong. Its answers
+// were compared with those of Envoy 1.40, and are the same but for what this host
+// refuses and Envoy takes: a line break in a header, map pairs that are cut short
+// (Envoy empties the map), shared data without limit.
 func selfTest() {
 	var n, flags, cas uint32
 	text, l := at("goplugin: self test")
@@ -129,7 +132,7 @@ func selfTest() {
 	is("add", add(requestMap, "x-two", "2"), ok)
 	is("add with a line break", add(requestMap, "x-bad", "1\r\nx-evil: 1"), badArgument)
 	v, _ := header(requestMap, "x-two")
-	is("two values", v, "1,2")
+	is("two values: the first", v, "1")
 	is("size", headersSize(requestMap, ptr(&n)), ok)
 	var a uint32
 	is("pairs", getHeaders(requestMap, ptr(&a), ptr(&n)), ok)
@@ -145,7 +148,7 @@ func selfTest() {
 	is("response headers in a request", st, badArgument)
 
 	for path, want := range map[string]string{
-		"plugin_name": "self", "plugin_root_id": "root", "plugin_vm_id": "vm", "node\x00id": "gw-0",
+		"plugin_name": "self", "plugin_root_id": "root", "plugin_vm_id": "vm", "xds\x00node\x00id": "gw-0",
 		"request\x00method": "GET", "request\x00headers\x00:authority": "here", "source\x00address": "192.0.2.1",
 	} {
 		v, st := property(path)
@@ -154,10 +157,10 @@ func selfTest() {
 	}
 	_, st = property("no\x00such")
 	is("absent property", st, notFound)
-	p, pl := at("mine\x00own")
+	p, pl := at("mine")
 	text, l = at("kept")
 	is("set property", setProperty(p, pl, text, l), ok)
-	v, _ = property("mine\x00own")
+	v, _ = property("mine")
 	is("own property", v, "kept")
 
 	key, kl := at("k")
@@ -179,14 +182,16 @@ func selfTest() {
 	is("define", defineMetric(1, name, nl, ptr(&gauge)), ok)
 	is("increment", incrementMetric(counter, 2), ok)
 	is("a counter goes up", incrementMetric(counter, -1), badArgument)
-	is("a counter is not set", recordMetric(counter, 7), badArgument)
+	is("what is recorded of a counter is added", recordMetric(counter, 7), ok)
 	is("record", recordMetric(gauge, 7), ok)
 	is("increment a gauge", incrementMetric(gauge, -2), ok)
 	is("get", getMetric(gauge, ptr(&t)), ok)
 	is("gauge", t, uint64(5))
-	is("no such metric", getMetric(99, ptr(&t)), notFound)
+	is("no such metric", getMetric(99, ptr(&t)), badArgument)
 
-	is("no body here", bufferStatus(0, ptr(&n), ptr(&flags)), notFound)
+	is("no body here", bufferStatus(0, ptr(&n), ptr(&flags)), ok)
+	is("no body here", n, uint32(0))
+	is("no configuration here", bufferStatus(7, ptr(&n), ptr(&flags)), notFound)
 	is("root context", effectiveContext(1), ok)
 	is("no headers in the root context", add(requestMap, "x", "y"), badArgument)
 	is("no such context", effectiveContext(12345), badArgument)
@@ -215,8 +220,8 @@ func responseBody(id, size, end uint32) uint32 {
 	is("append", setBuffer(1, n, 0, text, l), ok)
 	is("in the middle", setBuffer(1, 1, 1, text, l), badArgument)
 	is("prepend", setBuffer(1, 0, 0, text, l), ok)
-	is("go on", continueStream(1), ok)
-	return 1 // and yet it goes on
+	is("go on", continueStream(1), uint32(12)) // Envoy has it, and hangs if it is called here
+	return 0
 }
 
 //go:wasmexport proxy_on_request_body

@@ -63,7 +63,7 @@ func (w *world) upstream() {
 	echo := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		rw.Header().Set("x-upstream", "yes")
-		_, _ = fmt.Fprintf(rw, "%s %s trail=%s toll=%s body=%s", r.Method, r.URL.RequestURI(), strings.Join(r.Header.Values("x-stile-trail"), "|"), r.Header.Get("x-stile-toll"), body)
+		_, _ = fmt.Fprintf(rw, "%s %s trail=%s toll=%s id=%d proto=%s body=%s", r.Method, r.URL.RequestURI(), strings.Join(r.Header.Values("x-stile-trail"), "|"), r.Header.Get("x-stile-toll"), len(r.Header.Get("x-request-id")), r.Header.Get("x-forwarded-proto"), body)
 	}))
 	w.Cleanup(echo.Close)
 	w.client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}

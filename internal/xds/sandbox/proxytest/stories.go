@@ -51,7 +51,8 @@ var stories = []story{
 		w.filter("b", "b1", adstest.Inline("vm-toll", modules.Toll(), ""))
 		w.filter("c", "c1", badge("third"))
 		w.connect()
-		w.sees(200, "GET /path?q=1 trail=here,first,toll,third toll=paid", "x-stile-pass: 1", "x-stile-trail: here")
+		w.sees(200, "GET /path?q=1 trail=here,first,toll,third toll=paid id=36 proto=http", "x-stile-pass: 1", "x-stile-trail: here")
+		w.sees(200, "trail=one,first,toll,third ", "x-stile-pass: 1", "x-stile-trail: one", "x-stile-trail: two")
 		if got := w.ask("x-stile-pass: 1"); got.badge != "third,first" {
 			w.Errorf("responses pass the plugins backwards: badge %q", got.badge)
 		}
