@@ -84,12 +84,24 @@ func TestHammer(t *testing.T) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.busy != 0 {
+		t.Errorf("%d questions under way after Run", g.busy)
+	}
 	g.balance(t)
 }
 
 // balance checks that what the Gate counts is what there is. Gate.mu is held.
 func (g *Gate) balance(t *testing.T) {
 	t.Helper()
+	asking := 0
+	g.table.each(func(e *entry) {
+		if e.asking {
+			asking++
+		}
+	})
+	if asking > g.busy { // there may be more, of entries that were dropped
+		t.Errorf("%d questions under way, counted %d", asking, g.busy)
+	}
 	byHost, byNamespace, held := map[*host]int{}, map[*namespace]int{}, map[*entry]int32{}
 	n := 0
 	g.table.each(func(e *entry) {
@@ -122,21 +134,21 @@ func (g *Gate) balance(t *testing.T) {
 		}
 	})
 	for name, h := range g.hosts {
-		if h.name != name || h.busy != 0 || h.entries != byHost[h] {
+		if h.name != name || h.busy > g.busy || h.entries != byHost[h] {
 			t.Errorf("registry %s: %d under way, %d entries, counted %d", name, h.busy, byHost[h], h.entries)
 		}
 		for _, q := range h.queues {
-			if q.busy != 0 {
+			if q.busy > h.busy {
 				t.Errorf("registry %s: %d under way for %s", name, q.busy, q.ns.name)
 			}
 		}
 	}
 	for name, ns := range g.namespaces {
-		if ns.busy != 0 || ns.entries != byNamespace[ns] || ns.entries > g.config.MaxPerNamespace {
+		if ns.busy > g.busy || ns.entries != byNamespace[ns] || ns.entries > g.config.MaxPerNamespace {
 			t.Errorf("namespace %s: %d under way, %d entries, counted %d", name, ns.busy, byNamespace[ns], ns.entries)
 		}
 	}
-	if g.busy != 0 || n > g.config.MaxProofs {
+	if n > g.config.MaxProofs {
 		t.Errorf("%d under way, %d entries", g.busy, n)
 	}
 	for _, p := range g.principals {

@@ -181,7 +181,11 @@ func drive(t *testing.T, seed uint64, path string) {
 	defer func() { m.stop() }()
 	for range 300 {
 		m.step()
-		if m.check(); t.Failed() {
+		m.check()
+		m.g.mu.Lock()
+		m.g.balance(t)
+		m.g.mu.Unlock()
+		if t.Failed() {
 			for h, r := range m.wants {
 				if e := m.g.table.find(r.Image, r.Credentials.Fingerprint(), r.Trust.Fingerprint()); e != nil {
 					a := e.answer.Load()
