@@ -189,6 +189,9 @@ func (h *history) happen() {
 	default:
 		d := time.Duration(h.random.IntN(40_000)) * time.Millisecond
 		h.note("%v pass", d)
+		for _, e := range h.proxies {
+			e.Step() // a proxy may read late, and not later than its own timers
+		}
 		<-time.After(d)
 	}
 	h.publish()
@@ -207,15 +210,13 @@ func (h *history) look(all bool) {
 			if now == "skipped" {
 				h.t.Errorf("gw-%d skips %s", i, name)
 			}
-			if strings.HasPrefix(before, "module ") && !strings.HasPrefix(now, "module ") && now != "absent" && now != "warming" && !h.stands(name) && !h.mayStand[i][name] {
+			if strings.HasPrefix(before, "module ") && !strings.HasPrefix(now, "module ") && now != "absent" && !h.stands(name) && !h.mayStand[i][name] {
 				h.t.Errorf("gw-%d ran %q of %s and is left with %q", i, before, name, now)
 			}
 			if h.stands(name) || stepped {
 				h.mayStand[i][name] = h.stands(name)
 			}
-			if now != "warming" {
-				h.ran[i][name] = now
-			}
+			h.ran[i][name] = now
 		}
 	}
 	synctest.Wait()
@@ -292,7 +293,7 @@ func (h *history) settle() {
 // that were refused; and in the end everybody runs what is wanted.
 func TestP8_NoHistoryTakesAGoodModuleFromAProxy(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(1500) {
+	for seed := range uint64(100) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {

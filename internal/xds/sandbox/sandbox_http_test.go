@@ -60,7 +60,7 @@ func proxy(t *testing.T, o sandbox.Options) (*sandbox.Sandbox, *adstest.Server) 
 
 func address(t *testing.T, p sandbox.Proxy, listener string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	a, err := p.Address(ctx, listener)
 	if err != nil {
@@ -250,7 +250,7 @@ func TestSandbox_SaysWhatItDoesNotServe(t *testing.T) {
 	p, server := proxy(t, sandbox.Options{})
 	server.Set(adstest.ListenerType, "l1", &listenerv3.Listener{Name: "in", Address: adstest.Address("127.0.0.1", 0), FilterChains: []*listenerv3.FilterChain{{}}})
 	server.WaitACK(t, adstest.ListenerType, "l1")
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, err := p.Address(ctx, "in"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no filter chain speaks HTTP") {
 		t.Errorf("got %v", err)

@@ -22,6 +22,10 @@ import (
 	"github.com/stileproject/stile/internal/proxywasm"
 )
 
+// pluginTimeout bounds a plugin's start and each callback. Envoy knows no bound; here a
+// plugin that never comes back must not hold the proxy for ever.
+const pluginTimeout = 15 * time.Second
+
 // reloadAfter is how long a plugin that fails and is reloaded stays failed.
 const reloadAfter = time.Second
 
@@ -158,7 +162,7 @@ func (s *Sandbox) pluginOptions(config *wasmv3.PluginConfig) (proxywasm.Options,
 	}
 	return proxywasm.Options{
 		Name: config.GetName(), RootID: config.GetRootId(), VMID: vm.GetVmId(),
-		Config: pluginConfig, VMConfig: vmConfig, Env: env, Log: s.log,
+		Config: pluginConfig, VMConfig: vmConfig, Env: env, Log: s.log, Timeout: pluginTimeout,
 		Properties: map[string]string{"xds.node.id": s.options.Node.ID, "xds.node.cluster": s.options.Node.Cluster},
 	}, nil
 }

@@ -136,7 +136,7 @@ func (s *Server) Streams() int {
 // Wait waits until a request of the type matches, and returns the first that does.
 func (s *Server) Wait(t testing.TB, what, typeURL string, match func(*discoveryv3.DiscoveryRequest) bool) *discoveryv3.DiscoveryRequest {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(45 * time.Second)
 	for {
 		s.mu.Lock()
 		changed := s.changed

@@ -55,7 +55,10 @@ type world struct {
 	upstreamAddress string
 }
 
-const listenerName = "in"
+const (
+	listenerName = "in"
+	patience     = 45 * time.Second // with which a story waits on a busy machine
+)
 
 // upstream answers with what it was sent.
 func (w *world) upstream() {
@@ -66,7 +69,7 @@ func (w *world) upstream() {
 		_, _ = fmt.Fprintf(rw, "%s %s trail=%s toll=%s id=%d proto=%s body=%s", r.Method, r.URL.RequestURI(), strings.Join(r.Header.Values("x-stile-trail"), "|"), r.Header.Get("x-stile-toll"), len(r.Header.Get("x-request-id")), r.Header.Get("x-forwarded-proto"), body)
 	}))
 	w.Cleanup(echo.Close)
-	w.client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	w.client = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 	w.upstreamAddress = echo.Listener.Addr().String()
 }
 
@@ -106,7 +109,7 @@ func (w *world) filter(name, version string, config proto.Message) {
 // address waits for the listener.
 func (w *world) address() string {
 	w.Helper()
-	ctx, cancel := context.WithTimeout(w.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(w.Context(), patience)
 	defer cancel()
 	a, err := w.proxy.Address(ctx, listenerName)
 	if err != nil {
@@ -165,7 +168,7 @@ func (w *world) sees(status int, words string, headers ...string) {
 // soon asks until the answer is right.
 func (w *world) soon(status int, words string, headers ...string) {
 	w.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		got := w.ask(headers...)
 		if got.status == status && strings.Contains(got.body, words) {
@@ -181,7 +184,7 @@ func (w *world) soon(status int, words string, headers ...string) {
 // until waits until the proxy's own state is as wanted.
 func (w *world) until(what string, ok func(sandbox.State) bool) {
 	w.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		state, err := w.proxy.State(w.Context())
 		if err == nil && ok(state) {

@@ -158,7 +158,7 @@ func (w *stileWorld) connect(id string) sandbox.Proxy {
 // counts waits until the ledger counts as wanted.
 func (w *stileWorld) counts(name string, ok func(xds.Counts) bool) {
 	w.Helper()
-	ctx, cancel := context.WithTimeout(w.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(w.Context(), patience)
 	defer cancel()
 	var last xds.Counts
 	for ctx.Err() == nil {
@@ -318,7 +318,7 @@ var stileStories = []stileStory{
 		a.Spec.PluginConfig = &v1alpha1.Object{Raw: []byte(`{"name":"two"}`)}
 		w.give("a", xds.Delivery{Mode: xds.Remote, URL: server.URL + "/m/token", SHA256: sumOf(large), Size: int64(len(large)), NackOnMiss: true})
 		w.publish()
-		deadline := time.Now().Add(20 * time.Second)
+		deadline := time.Now().Add(patience)
 		for {
 			got := w.ask()
 			if strings.Contains(got.body, "trail=two") {

@@ -26,7 +26,7 @@ import (
 )
 
 const (
-	long  = 30 * time.Second       // longer than a story lasts
+	long  = 2 * time.Minute        // longer than a story lasts
 	short = 500 * time.Millisecond // a fetch time-out that a story waits for
 )
 
