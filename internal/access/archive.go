@@ -116,7 +116,7 @@ func (a *Archive) open() (err error) {
 		return fail(err)
 	}
 	err = a.db.Update(func(tx *bbolt.Tx) error {
-		for err := range tx.Check() {
+		if err := a.whole(tx); err != nil {
 			return fmt.Errorf("%w: %w", errCorrupt, err)
 		}
 		return a.read(tx)
@@ -126,6 +126,25 @@ func (a *Archive) open() (err error) {
 		return fail(err)
 	}
 	return nil
+}
+
+// whole reports what is wrong with the file's structure.
+func (a *Archive) whole(tx *bbolt.Tx) error {
+	info, err := os.Stat(a.path)
+	if err != nil {
+		return err
+	}
+	if info.Size() < tx.Size() {
+		// To look further would fault, in a goroutine that nobody can catch.
+		return fmt.Errorf("%d bytes of %d are there", info.Size(), tx.Size())
+	}
+	var first error
+	for err := range tx.Check() {
+		if first == nil { // the others have to be received all the same
+			first = err
+		}
+	}
+	return first
 }
 
 // read takes up what is good and deletes what is not.

@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -280,5 +282,79 @@ func TestArchiveIsOneProcesss(t *testing.T) {
 	}
 	if _, err := OpenArchive(filepath.Join(t.TempDir(), "no", "such", "folder"), testRoot, nil); err == nil {
 		t.Error("opened in a folder that is not there")
+	}
+}
+
+// TestP9_TornFiles: whatever mixture of old and new pages a crash leaves, however short
+// the file is cut, it opens, and no row is in it that was not written.
+func TestP9_TornFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "proofs.db")
+	genuine := map[secret.Fingerprint]map[row]bool{}
+	write := func(from, to int, stamp int64) []byte {
+		a, err := OpenArchive(path, testRoot, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		changes, claims := map[rowID]*row{}, map[Holder]*rowID{}
+		for i := from; i < to; i++ {
+			id := rowID{image: ref(t, fmt.Sprintf("one.example/p%d@%s", i, digest(i)))}
+			r := row{checked: stamp, written: stamp, digest: rawDigest(digest(i))}
+			changes[id] = &r
+			claims[Holder{Namespace: "team", Name: fmt.Sprint(i)}] = &id
+			if genuine[a.fileUnder(id)] == nil {
+				genuine[a.fileUnder(id)] = map[row]bool{}
+			}
+			genuine[a.fileUnder(id)][r] = true
+		}
+		if err := errors.Join(a.store(changes, claims), a.Close()); err != nil {
+			t.Fatal(err)
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return content
+	}
+	now := time.Now().UnixNano()
+	before := write(0, 300, now-2)
+	after := write(150, 450, now-1)
+	rnd := rand.New(rand.NewPCG(5, 6))
+	const page = 4096
+	for trial := range 120 {
+		torn := bytes.Clone(after)
+		if trial%3 == 0 {
+			torn = torn[:rnd.IntN(len(torn))]
+		}
+		if trial%3 != 1 {
+			for at := 0; at < min(len(torn), len(before)); at += page {
+				if rnd.IntN(3) == 0 {
+					copy(torn[at:], before[at:min(at+page, len(before))])
+				}
+			}
+		}
+		if trial%3 == 1 {
+			for range 1 + rnd.IntN(20) {
+				torn[rnd.IntN(len(torn))] ^= byte(1 << rnd.IntN(8))
+			}
+		}
+		file := filepath.Join(dir, fmt.Sprint("torn-", trial))
+		if err := os.WriteFile(file, torn, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a, err := OpenArchive(file, testRoot, nil)
+		if err != nil {
+			t.Fatalf("trial %d: %v", trial, err)
+		}
+		for key, r := range a.rows {
+			if !genuine[key][r] {
+				t.Errorf("trial %d: a row that nobody wrote: %+v", trial, r)
+			}
+		}
+		id := rowID{image: ref(t, "one.example/later@"+digest(1))}
+		if err := errors.Join(a.store(map[rowID]*row{id: {checked: 1}}, nil), a.Close()); err != nil {
+			t.Errorf("trial %d: writing on: %v", trial, err)
+		}
 	}
 }
