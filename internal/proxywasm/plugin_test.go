@@ -103,7 +103,7 @@ func TestNew_RefusesConfiguration(t *testing.T) {
 		"badge, cut short":              {Bytes: modules.Badge(), Config: []byte(`{"name":"a`)},
 		"badge, only the key":           {Bytes: modules.Badge(), Config: []byte(`{"name"`)},
 		"badge, long name":              {Bytes: modules.Badge(), Config: []byte(`{"name":"` + strings.Repeat("n", 65) + `"}`)},
-		"badge, larger than its memory": {Bytes: modules.Badge(), Config: bytes.Repeat([]byte(" "), 80<<10), Timeout: time.Minute},
+		"badge, larger than its memory": {Bytes: modules.Badge(), Config: bytes.Repeat([]byte(" "), 66<<10), Timeout: time.Minute},
 		"toll, other field":             {Bytes: modules.Toll(), Config: []byte(`{"name":"a"}`)},
 		"refuses":                       {Bytes: fixture(t, "refuses"), Config: []byte(`{}`)},
 	} {
@@ -153,8 +153,8 @@ func TestNew_MemoryIsLimited(t *testing.T) {
 
 func TestNew_TimeIsLimited(t *testing.T) {
 	t.Parallel()
-	_, err := proxywasm.New(t.Context(), proxywasm.Options{Bytes: fixture(t, "loops_at_start"), Timeout: 20 * time.Millisecond})
-	if !errors.Is(err, proxywasm.ErrFailed) || !strings.Contains(err.Error(), "did not return within 20ms") {
+	_, err := proxywasm.New(t.Context(), proxywasm.Options{Bytes: fixture(t, "loops_at_start"), Timeout: 500 * time.Millisecond})
+	if !errors.Is(err, proxywasm.ErrFailed) || !strings.Contains(err.Error(), "did not return within 500ms") {
 		t.Errorf("got %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -169,7 +169,7 @@ func TestStream_AFailedPluginStaysFailed(t *testing.T) {
 	for name, words := range map[string]string{"traps": "unreachable", "loops": "did not return"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := start(t, proxywasm.Options{Bytes: fixture(t, name), Timeout: 50 * time.Millisecond})
+			p := start(t, proxywasm.Options{Bytes: fixture(t, name), Timeout: time.Second})
 			bystander := open(t, p)
 			h := request()
 			_, _, err := open(t, p).OnRequestHeaders(&h, true)
