@@ -88,12 +88,21 @@ func (in *registryInput) open(ctx context.Context, a *app, hosts ...string) (con
 // registryOf returns the entry for host in cfg, made if there is none: a host that is
 // written there may be loopback or private.
 func registryOf(cfg *v1alpha1.Config, host string) *v1alpha1.RegistryConfig {
-	i := slices.IndexFunc(cfg.Registries, func(r v1alpha1.RegistryConfig) bool { return strings.EqualFold(r.Host, host) })
+	same := canonicalHost(host)
+	i := slices.IndexFunc(cfg.Registries, func(r v1alpha1.RegistryConfig) bool { return canonicalHost(r.Host) == same })
 	if i < 0 {
 		i = len(cfg.Registries)
 		cfg.Registries = append(cfg.Registries, v1alpha1.RegistryConfig{Host: host})
 	}
 	return &cfg.Registries[i]
+}
+
+// canonicalHost is a host as references have it: the spellings of one registry are one.
+func canonicalHost(host string) string {
+	if ref, err := oci.ParseReference(host + "/any/image"); err == nil && strings.ContainsAny(host, ".:[") {
+		return ref.Host()
+	}
+	return strings.ToLower(host)
 }
 
 // ociSettings are the settings of the registry client that cfg describes. All faults of

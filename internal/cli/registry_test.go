@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/canary"
 	"github.com/stileproject/stile/internal/oci/localregistry"
 	"github.com/stileproject/stile/modules"
@@ -177,6 +178,24 @@ func TestAccess_CredentialFiles(t *testing.T) {
 	r.stile("access", r.image(":v1"), "--authfile", broken).want(t, Usage, r.Host())
 }
 
+func TestRegistryOf_SpellingsOfOneHostAreOneEntry(t *testing.T) {
+	t.Parallel()
+	cfg := &v1alpha1.Config{Registries: []v1alpha1.RegistryConfig{{Host: "docker.io"}, {Host: "Registry.Example:443"}, {Host: "plain"}}}
+	for _, host := range []string{"index.docker.io", "registry.example", "plain", "Docker.io", "PLAIN", "registry.example:443"} {
+		registryOf(cfg, host)
+	}
+	if len(cfg.Registries) != 3 {
+		t.Errorf("%+v", cfg.Registries)
+	}
+	registryOf(cfg, "registry.example:5000")
+	if len(cfg.Registries) != 4 {
+		t.Errorf("%+v", cfg.Registries)
+	}
+	// The client refuses two entries of one host, so this is what keeps the verbs working.
+	stile(t, nil, "access", "docker.io/library/nothing:v1", "--timeout", "1ms", "--config",
+		write(t, t.TempDir(), "c.yaml", "registries: [{ host: docker.io }]\n")).want(t, Unavailable)
+}
+
 func TestPushPullInspectCheck(t *testing.T) {
 	t.Parallel()
 	for _, layout := range []string{"artifact", "oci", "docker"} {
@@ -245,7 +264,7 @@ func TestPull_URL(t *testing.T) {
 	}
 	stile(t, nil, "pull", server.URL+"/badge.wasm", "--output", path, "--sha256", r.SHA256, "--plain-http", host).want(t, OK)
 	stile(t, nil, "pull", server.URL+"/badge.wasm", "--output", path, "--sha256", strings.Repeat("0", 64), "--plain-http", host).want(t, VerificationFailed)
-	stile(t, nil, "pull", server.URL+"/other.wasm", "--output", path, "--plain-http", host).want(t, Unavailable, "404") // no registry's answer
+	stile(t, nil, "pull", server.URL+"/other.wasm", "--output", path, "--plain-http", host).want(t, NotFound, "404")
 	stile(t, nil, "check", server.URL+"/badge.wasm", "--plain-http", host).want(t, OK)
 	stile(t, nil, "inspect", server.URL+"/badge.wasm", "--plain-http", host).want(t, OK)
 	stile(t, nil, "pull", server.URL+"/badge.wasm", "--output", path+"/x", "--plain-http", host).want(t, Failed, "not a directory")

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
 	"github.com/stileproject/stile/internal/oci/localregistry"
 	"github.com/stileproject/stile/internal/xds/sandbox"
 )
@@ -84,6 +86,15 @@ func TestServe_ModulesReachProxies(t *testing.T) {
 			_, metrics := get(t, "http://"+p.at.Admin+"/metrics")
 			if fetched := strings.Contains(metrics, `stile_module_requests_total{code="200"} 1`); fetched != (delivery == "remote") {
 				t.Errorf("fetched by URL: %v", fetched)
+			}
+			problems, err := promlint.New(strings.NewReader(metrics)).Lint()
+			if err != nil {
+				t.Error(err)
+			}
+			for _, one := range problems {
+				if strings.HasPrefix(one.Metric, "stile_") {
+					t.Errorf("metric %s: %s", one.Metric, one.Text)
+				}
 			}
 			_, proofs := get(t, "http://"+p.at.Admin+"/api/v1/proofs")
 			_, proxies := get(t, "http://"+p.at.Admin+"/api/v1/proxies")
