@@ -17,7 +17,10 @@ type account struct {
 	refused   int64  // since when it is refused; 0 = it is not
 	retryAt   int64  // when one image may try it again
 	strikes   uint8  // refusals in a row
-	confirmed bool   // refused more than once, with a fresh token
+	confirmed bool   // refused more than once
+	by, also  *entry // the first image it was refused for, and the first in another repository; nil = none
+	doubted   *entry // it was refused for this image, and then accepted for another
+	perImage  bool   // the registry refuses accounts for one image and not for another
 	trying    *entry // the image that tries it now, for all
 	waiting   map[*entry]struct{}
 }
@@ -66,8 +69,8 @@ func (g *Gate) knownOfAccount(e *entry, candidate uint8, q question, now int64) 
 	if a.refused == 0 || e.forced {
 		return nil
 	}
-	if q == renewal && !a.confirmed {
-		return nil // this yes has to be refused itself
+	if q == renewal && (!a.confirmed || a.also == nil) {
+		return nil // this yes has to be refused itself, unless that happened to two already
 	}
 	if q != renewal && now >= a.retryAt && a.trying == nil {
 		a.trying = e
@@ -80,13 +83,17 @@ func (g *Gate) knownOfAccount(e *entry, candidate uint8, q question, now int64) 
 func (g *Gate) learn(f *flight, now int64) {
 	e := f.entry
 	g.leaveAccounts(e)
-	for _, t := range f.tried {
+	for i := range f.tried {
+		t := &f.tried[i]
 		if t.result == granted || t.result == refused && t.sent && t.fromRegistry {
 			e.who.host.answered = now
 		}
 		acct := g.account(e, t.candidate, t.retryAfter > 0 && t.sent || t.account && t.sent)
 		if acct == nil {
 			continue
+		}
+		if t.account && t.sent && acct.onlyOf(e) {
+			t.account = false
 		}
 		switch {
 		case !t.sent:
@@ -100,22 +107,42 @@ func (g *Gate) learn(f *flight, now int64) {
 			acct.waitUntil = max(acct.waitUntil, now+int64(min(t.retryAfter, oci.MaxRetryAfter)))
 		case t.account:
 			if acct.refused == 0 {
-				acct.refused = now
+				acct.refused, acct.by = now, e
 			} else {
+				if acct.also == nil && acct.by != nil && acct.by.image.Repository() != e.image.Repository() {
+					acct.also = e
+				}
 				acct.strikes = min(acct.strikes+1, 32)
 				acct.confirmed = true
 			}
 			acct.retryAt = now + jittered(doubled(g.config.UnauthorizedFirst, g.config.UnauthorizedMax, acct.strikes), 0.1)
 		case t.result == granted || t.result == refused && t.fromRegistry:
-			g.accepted(acct)
+			g.accepted(acct, e)
 		}
 	}
 	e.forced = false
 }
 
-// accepted notes that the account is good, whatever the image: those that waited for
-// it are asked now.
-func (g *Gate) accepted(acct *account) {
+// onlyOf reports whether a refusal of the account for e is one of the image after all:
+// there are registries that answer 401 for what the account may not read. It shows when
+// the account was accepted for another image and is refused for this one as before.
+func (a *account) onlyOf(e *entry) bool {
+	if a.doubted == e {
+		a.perImage = true
+	}
+	return a.perImage
+}
+
+// accepted notes that the account is good for e, and so for others: those that waited
+// for it are asked now.
+func (g *Gate) accepted(acct *account, e *entry) {
+	if acct.refused != 0 && acct.by != e {
+		acct.doubted = acct.by
+	}
+	if acct.doubted == e {
+		acct.doubted = nil
+	}
+	acct.by, acct.also = nil, nil
 	acct.refused, acct.strikes, acct.confirmed = 0, 0, false
 	for e := range acct.waiting {
 		if !e.answer.Load().removed {

@@ -327,6 +327,41 @@ func TestP5_RefusedAccountEndsEveryYes(t *testing.T) {
 	})
 }
 
+// TestP4_AnAccountRefusedForOneImageOnly: there are registries that answer 401 with
+// Basic authentication for what the account may not read. No yes ends by another's no.
+func TestP4_AnAccountRefusedForOneImageOnly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.says("alice", "", yes(digest(1)))
+		g := running(t, w, Config{})
+		var proofs []Proof
+		for i := range 5 {
+			r := plugin(t, "team-a", fmt.Sprintf("registry.example:5000/p%d@%s", i, digest(1)), as("alice"))
+			r.Holder.Name = fmt.Sprint("p", i)
+			g.Hold(r)
+			synctest.Wait()
+			p, _ := g.Hold(r)
+			proofs = append(proofs, p)
+		}
+		w.says("alice", proofs[0].Image().String(), no(accountRefused()))
+		for range 24 {
+			time.Sleep(time.Hour)
+			for i, p := range proofs[1:] {
+				if !p.Stands() {
+					t.Fatalf("proof %d ended", i+1)
+				}
+			}
+		}
+		if proofs[0].Stands() {
+			t.Error("revoked and still standing")
+		}
+		// And an image that is new is asked for, and not refused with the other.
+		_, v, _ := g.Prove(t.Context(), plugin(t, "team-a", tagged, as("alice")))
+		wantState(t, v, Allowed, NoReason)
+	})
+}
+
 func TestRecheck(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
