@@ -2,6 +2,7 @@ package wasm
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,29 +44,47 @@ func TestInspect_AgreesWithEnvoy(t *testing.T) {
 		judged{story: "as much memory as a host gives", bytes: wasmtest.Module(wasmtest.Options{MemoryMin: hostMemoryPages}), want: []string{"warning MemoryLarge"}},
 		judged{story: "a page more", bytes: wasmtest.Module(wasmtest.Options{MemoryMin: hostMemoryPages + 1}), want: []string{"error MemoryTooLarge"}},
 	)
+	var good [][]byte
 	for _, row := range rows {
+		_, findings := Inspect(row.bytes)
+		if !Invalid(findings) {
+			good = append(good, row.bytes)
+			continue
+		}
 		t.Run(row.story, func(t *testing.T) {
 			t.Parallel()
-			_, findings := Inspect(row.bytes)
-			loads, words := envoyLoads(t, envoy, row.bytes)
-			if loads == Invalid(findings) {
-				t.Errorf("Envoy loads it: %v; findings: %+v\n%s", loads, findings, words)
+			if loads, _ := envoyLoads(t, envoy, row.bytes); loads {
+				t.Errorf("Envoy loads it; findings: %+v", findings)
 			}
 		})
 	}
+	t.Run("all that are good", func(t *testing.T) {
+		t.Parallel()
+		if loads, words := envoyLoads(t, envoy, good...); !loads {
+			t.Errorf("Envoy does not load all of them: the plugin is the number of the row among the good ones\n%s", words)
+		}
+	})
 }
 
-// envoyLoads reports whether Envoy, asked to validate a configuration with the module
-// as an HTTP filter, loads it, and Envoy's words.
-func envoyLoads(t *testing.T, envoy string, module []byte) (bool, []byte) {
+// envoyLoads reports whether Envoy, asked to validate a configuration with the modules
+// as HTTP filters, loads them all, and Envoy's words.
+func envoyLoads(t *testing.T, envoy string, modules ...[]byte) (bool, []byte) {
 	t.Helper()
 	dir := t.TempDir()
-	file := filepath.Join(dir, "plugin.wasm")
-	if err := os.WriteFile(file, module, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	type m = map[string]any
 	const at = "type.googleapis.com/envoy.extensions.filters."
+	var filters []m
+	for i, module := range modules {
+		file := filepath.Join(dir, fmt.Sprint(i, ".wasm"))
+		if err := os.WriteFile(file, module, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprint("plugin-", i)
+		filters = append(filters, m{"name": name, "typed_config": m{"@type": at + "http.wasm.v3.Wasm", "config": m{
+			"name": name, "vm_config": m{"vm_id": name, "runtime": "envoy.wasm.runtime.v8", "code": m{"local": m{"filename": file}}},
+		}}})
+	}
+	filters = append(filters, m{"name": "r", "typed_config": m{"@type": at + "http.router.v3.Router"}})
 	bootstrap, err := json.Marshal(m{"static_resources": m{"listeners": []m{{
 		"name":    "l",
 		"address": m{"socket_address": m{"address": "127.0.0.1", "port_value": 0}},
@@ -73,12 +92,7 @@ func envoyLoads(t *testing.T, envoy string, module []byte) (bool, []byte) {
 			"@type":        at + "network.http_connection_manager.v3.HttpConnectionManager",
 			"stat_prefix":  "x",
 			"route_config": m{"virtual_hosts": []m{{"name": "v", "domains": []string{"*"}, "routes": []m{{"match": m{"prefix": "/"}, "direct_response": m{"status": 200}}}}}},
-			"http_filters": []m{
-				{"name": "w", "typed_config": m{"@type": at + "http.wasm.v3.Wasm", "config": m{
-					"name": "w", "vm_config": m{"runtime": "envoy.wasm.runtime.v8", "code": m{"local": m{"filename": file}}},
-				}}},
-				{"name": "r", "typed_config": m{"@type": at + "http.router.v3.Router"}},
-			},
+			"http_filters": filters,
 		}}}}},
 	}}}})
 	if err != nil {
