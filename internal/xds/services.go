@@ -93,10 +93,11 @@ const (
 
 // ServerOptions returns the options with which to make the gRPC server that Register is given:
 // limits on what a peer may send, keepalive that finds dead peers, a maximum age so that proxies
-// spread over replicas, and small buffers, since most streams are quiet. Credentials are the
-// caller's to add.
+// spread over replicas, small buffers, since most streams are quiet, and a codec that shares
+// large resources among the proxies they go to. Credentials are the caller's to add.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newSharingCodec()),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxConcurrentStreams(streamsPerConnection),
 		grpc.MaxHeaderListSize(64 << 10),

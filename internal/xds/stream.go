@@ -395,7 +395,7 @@ type sotwTransport struct {
 type sotwStream interface {
 	Context() context.Context
 	Recv() (*discoveryv3.DiscoveryRequest, error)
-	Send(*discoveryv3.DiscoveryResponse) error
+	SendMsg(any) error
 }
 
 func (t sotwTransport) recv() (request, error) {
@@ -411,7 +411,7 @@ func (t sotwTransport) send(kind int, a *answer, version, nonce string) error {
 	for _, i := range a.items {
 		r.Resources = append(r.Resources, i.any)
 	}
-	return t.Send(r)
+	return t.SendMsg(sharedResponse{r})
 }
 
 // deltaTransport speaks the incremental protocol.
@@ -422,7 +422,7 @@ type deltaTransport struct {
 type deltaStream interface {
 	Context() context.Context
 	Recv() (*discoveryv3.DeltaDiscoveryRequest, error)
-	Send(*discoveryv3.DeltaDiscoveryResponse) error
+	SendMsg(any) error
 }
 
 func (t deltaTransport) recv() (request, error) {
@@ -438,5 +438,5 @@ func (t deltaTransport) send(kind int, a *answer, version, nonce string) error {
 	for _, i := range a.items {
 		r.Resources = append(r.Resources, &discoveryv3.Resource{Name: i.name, Version: i.holding.String(), Resource: i.any})
 	}
-	return t.Send(r)
+	return t.SendMsg(sharedResponse{r})
 }
