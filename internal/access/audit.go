@@ -3,6 +3,7 @@ package access
 import (
 	"encoding/json"
 	"io"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 // AuditEvent is one line of the audit stream: JSON, with this vocabulary and no other.
 type AuditEvent struct {
 	Time       time.Time          `json:"time"`
-	Event      string             `json:"event"` // verdict, joined, left
+	Event      string             `json:"event"` // verdict, joined, left, forgotten
 	Image      string             `json:"image"`
 	Credential secret.Fingerprint `json:"credential"` // of the effective credentials
 	State      State              `json:"state"`
@@ -24,25 +25,27 @@ type AuditEvent struct {
 
 // The events.
 const (
-	eventVerdict = "verdict" // what is known of a right changed
-	eventJoined  = "joined"  // a holder holds an image
-	eventLeft    = "left"    // it no longer does
+	eventVerdict   = "verdict"   // what is known of a right changed
+	eventJoined    = "joined"    // a holder holds an image
+	eventLeft      = "left"      // it no longer does
+	eventForgotten = "forgotten" // what was known is dropped: idle, evicted, or its Secret went
 )
 
 // audit queues events for one writer, so that nobody waits for a disk. The queue has no
 // bound: an audit that drops is none.
 type audit struct {
 	out    io.Writer
+	log    *slog.Logger
 	mu     sync.Mutex
 	events []AuditEvent
 	ready  chan struct{}
 }
 
-func newAudit(out io.Writer) *audit {
+func newAudit(out io.Writer, log *slog.Logger) *audit {
 	if out == nil {
 		return nil
 	}
-	return &audit{out: out, ready: make(chan struct{}, 1)}
+	return &audit{out: out, log: log, ready: make(chan struct{}, 1)}
 }
 
 func (l *audit) verdict(e *entry, a *answer) {
@@ -94,7 +97,9 @@ func (l *audit) write(done <-chan struct{}) {
 			lines = append(append(lines, line...), '\n')
 		}
 		if len(lines) > 0 {
-			_, _ = l.out.Write(lines) // a full disk stops no proof; the writer is the operator's
+			if _, err := l.out.Write(lines); err != nil {
+				l.log.Error("the audit stream cannot be written: what it should say is lost", "events", len(events), "error", err.Error())
+			}
 		}
 	}
 }

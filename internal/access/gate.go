@@ -59,7 +59,7 @@ func New(r Registry, c Config) *Gate {
 		config:   c,
 		// A second ago, so that no time is 0, which means none.
 		base:       time.Now().Add(-time.Second),
-		audit:      newAudit(c.Audit),
+		audit:      newAudit(c.Audit, c.Log),
 		changes:    make(chan struct{}, 1),
 		wake:       make(chan struct{}, 1),
 		principals: map[principalKey]*principal{},
@@ -174,6 +174,9 @@ func (g *Gate) fresh(a *answer, notBefore time.Time) bool {
 
 // checkFirst makes the entry of a first sight, and has it asked.
 func (g *Gate) checkFirst(r Request) Verdict {
+	if r.Image.IsZero() {
+		return Verdict{State: Unknown, Reason: Invalid, Message: "check: no image is named"}
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e := g.obtain(r)
@@ -204,6 +207,9 @@ func (g *Gate) judge(r Request, e *entry) Verdict {
 	}
 	if e.askAt == never && !e.asking && !e.queued && a.state != Allowed {
 		g.askSoon(e) // it slept because nobody used it
+	}
+	if a.state == Denied && !e.pinned() && !g.fresh(a, r.NotBefore) {
+		g.askSoon(e) // somebody changed something, and need not wait for the next time
 	}
 	v := g.verdict(e, a)
 	if a.state == Allowed && a.stale != 0 && !g.holdsYes(r.Holder, e) {

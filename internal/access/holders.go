@@ -343,17 +343,22 @@ func (g *Gate) principalOf(r Request) *principal {
 // drop takes e out: every Proof of it ends, and an answer under way is discarded.
 // Gate.mu is held.
 func (g *Gate) drop(e *entry) {
-	old := e.answer.Swap(&answer{removed: true})
-	g.archived(e, old, e.answer.Load())
-	g.metrics.moved(old, nil)
 	for h := e.holds; h != nil; h = e.holds {
 		h.stands.Store(false)
 		if c := g.claims[h.holder]; c != nil && c.entry == e {
 			c.entry = nil
 			e.held--
+			g.audit.holder(eventLeft, e, h.holder)
 		}
 		e.unlink(h)
 	}
+	old := e.answer.Load()
+	if old.state != Pending {
+		g.audit.add(eventForgotten, e, old, "")
+	}
+	e.answer.Store(&answer{removed: true})
+	g.archived(e, old, e.answer.Load())
+	g.metrics.moved(old, nil)
 	g.unschedule(e)
 	g.leaveAccounts(e)
 	e.queued = false
