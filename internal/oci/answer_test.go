@@ -366,3 +366,29 @@ func TestCancelledCheckSaysSo(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A refusal that names no challenge must not make the client forget the one of the
+// ping: from then on it would ask as nobody.
+func TestRefusalWithoutAChallengeUnlearnsNothing(t *testing.T) {
+	t.Parallel()
+	srv, c, r, tr := plainRegistry(t, Settings{}, nil)
+	refuse := true
+	srv.serve(routes(map[string]http.HandlerFunc{
+		"/v2/": challengeBearer("http://" + srv.host + "/token"), "/token": give("TOKEN"),
+		manifestPath: func(w http.ResponseWriter, req *http.Request) {
+			if refuse || req.Header.Get("Authorization") != "Bearer TOKEN" {
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			found(w, req)
+		},
+	}))
+	cred := NewCredential(testKey(t), "s", "u", "p")
+	if _, err := c.Check(t.Context(), r, cred, tr, CheckOptions{}); !errors.Is(err, Unauthorized) {
+		t.Fatalf("got %v", err)
+	}
+	refuse = false
+	if _, err := c.Check(t.Context(), r, cred, tr, CheckOptions{}); err != nil {
+		t.Errorf("the right is back: %v", err)
+	}
+}

@@ -245,6 +245,19 @@ func TestCredentials_OfOneRankAreOrderedByFingerprint(t *testing.T) {
 	}
 }
 
+// Which Secret says what must not matter, not even by the Secrets' names.
+func TestCredentials_OfOneRankAreOrderedWhateverTheSecretsAreCalled(t *testing.T) {
+	t.Parallel()
+	ring := func(secret, password string) Keyring {
+		return keyring(t, secret, []byte(`{"auths":{"r.example":{"username":"u","password":"`+password+`"}}}`))
+	}
+	one := passwords(t, JoinKeyrings(ring("a", "1"), ring("b", "2")), "r.example/a/p")
+	two := passwords(t, JoinKeyrings(ring("a", "2"), ring("b", "1")), "r.example/a/p")
+	if !slices.Equal(one, two) {
+		t.Errorf("got %q and %q", one, two)
+	}
+}
+
 func TestCredential_HasNoPrintableForm(t *testing.T) {
 	t.Parallel()
 	w := canary.Watch(t)
