@@ -34,8 +34,8 @@ func (e *Engine) claim(p *v1alpha1.WasmPlugin) claim {
 	if err != nil {
 		return claim{refused: &refusal{v1alpha1.ReasonSourceNotAllowed, err.Error()}}
 	}
-	if p.Spec.VerificationKey != "" {
-		return claim{refused: &refusal{v1alpha1.ReasonSignatureInvalid, "this version cannot verify signatures, and runs nothing unverified: remove spec.verificationKey"}}
+	if p.Spec.VerificationKey != "" && u.Scheme != v1alpha1.SchemeOCI {
+		return claim{refused: &refusal{v1alpha1.ReasonSignatureInvalid, "only images carry signatures, and nothing is run unverified: push the module to a registry, or remove spec.verificationKey"}}
 	}
 	c := claim{url: u, always: p.Spec.EffectivePullPolicy() == v1alpha1.PullAlways}
 	switch u.Scheme {

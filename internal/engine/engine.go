@@ -29,6 +29,8 @@ type Config struct {
 	EnvoyDefault string
 	// Nodes assigns files, namespaces, labels and gateways to proxies; the first match counts.
 	Nodes []v1alpha1.EnvoyNode
+	// Anchors are filters that are anchors of the phases beside the known ones.
+	Anchors plugin.Anchors
 	// ModulesURL is how proxies reach the module server.
 	ModulesURL string
 	// Runtime is Envoy's name for the Wasm runtime.
@@ -71,6 +73,7 @@ type Gate interface {
 // OpenModule, which the module server calls, reads a file.
 type Contents interface {
 	Module(access.Proof) (content.Module, error)
+	Signed(p access.Proof, pemKey string) error
 	URL(content.URLRequest) (content.Module, error)
 	Retain(sha256s []string)
 	Changes() <-chan struct{}
@@ -115,6 +118,7 @@ type Engine struct {
 	order    []plugin.Key // of plugins, sorted
 	keyrings map[*secretSource]oci.Keyring
 	files    map[string]*envoyFile
+	classes  map[plugin.Key]string   // of Gateways
 	streams  map[xds.StreamID]string // to its group
 	groups   map[string]*group
 
@@ -228,8 +232,9 @@ func (e *Engine) turn(due marks, now time.Time) (next time.Time) {
 	for _, ev := range due.proxies {
 		e.proxyEvent(ev)
 	}
+	var news news
 	if due.world != nil {
-		e.setWorld(due.world, now)
+		news = e.setWorld(due.world, now)
 	}
 	if e.world == nil {
 		return time.Time{} // nobody is answered before the first world
@@ -240,7 +245,7 @@ func (e *Engine) turn(due marks, now time.Time) (next time.Time) {
 	} else {
 		next = e.nextDeadline()
 	}
-	e.publish(due.world != nil, changed)
+	e.publish(news, changed)
 	if due.world != nil || due.facts {
 		e.retain()
 		e.remember()

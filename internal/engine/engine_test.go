@@ -97,6 +97,7 @@ type contents struct {
 	mu       sync.Mutex
 	modules  map[string]content.Module
 	problems map[string]error
+	signed   map[string]string // digest to key
 	changes  chan struct{}
 	retained []string
 }
@@ -112,6 +113,16 @@ func (c *contents) Module(p access.Proof) (content.Module, error) {
 		return content.Module{}, content.ErrPending
 	}
 	return m, nil
+}
+
+// Signed knows the digests that each key has signed.
+func (c *contents) Signed(p access.Proof, key string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.signed[p.Digest()] == key {
+		return nil
+	}
+	return &content.Problem{Reason: v1alpha1.ReasonSignatureInvalid, Message: "no signature by that key"}
 }
 
 func (c *contents) URL(content.URLRequest) (content.Module, error) {
@@ -214,7 +225,7 @@ func build(t *testing.T, change func(*engine.Config), story func(*house)) {
 		h := &house{
 			t:        t,
 			registry: &registry{key: key, tags: map[string]string{}, allowed: map[secret.Fingerprint]bool{}},
-			contents: &contents{modules: map[string]content.Module{}, problems: map[string]error{}, changes: make(chan struct{}, 1)},
+			contents: &contents{modules: map[string]content.Module{}, problems: map[string]error{}, signed: map[string]string{}, changes: make(chan struct{}, 1)},
 			proxies: &proxies{
 				events: make(chan xds.Event, 16), groups: map[xds.StreamID]string{},
 				published: map[string]*xds.Snapshot{}, times: map[string]int{},

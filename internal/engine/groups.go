@@ -126,9 +126,10 @@ func groupName(n plugin.Node, file, version string) string {
 	return b.String()
 }
 
-// setFiles reads the Envoy files that changed. One that is broken keeps its last good
-// content, and says so.
-func (e *Engine) setFiles(files map[string][]byte) {
+// setFiles reads the Envoy files that changed, and returns their names. One that is
+// broken keeps its last good content, and says so.
+func (e *Engine) setFiles(files map[string][]byte) map[string]bool {
+	changed := map[string]bool{}
 	for name, data := range files {
 		f := e.files[name]
 		if f == nil {
@@ -150,19 +151,22 @@ func (e *Engine) setFiles(files map[string][]byte) {
 			continue
 		}
 		f.parsed = parsed
+		changed[name] = true
 	}
 	for name := range e.files {
 		if _, ok := files[name]; !ok {
 			delete(e.files, name)
+			changed[name] = true
 		}
 	}
+	return changed
 }
 
 // file returns the Envoy file of a group: the one it is assigned, else the default.
 func (e *Engine) file(g *group) *xds.EnvoyFile {
 	f := e.files[g.file]
 	if f == nil {
-		f = e.files[strings.TrimSuffix(e.cfg.EnvoyDefault, path.Ext(e.cfg.EnvoyDefault))]
+		f = e.files[e.defaultFile()]
 	}
 	if f == nil {
 		return nil
@@ -170,12 +174,16 @@ func (e *Engine) file(g *group) *xds.EnvoyFile {
 	return f.parsed
 }
 
-// publish sends each group what concerns it: everything if the world changed, else the
-// groups that are new or serve a plugin whose delivery changed.
-func (e *Engine) publish(world bool, changed map[plugin.Key]bool) {
+func (e *Engine) defaultFile() string {
+	return strings.TrimSuffix(e.cfg.EnvoyDefault, path.Ext(e.cfg.EnvoyDefault))
+}
+
+// publish plans again for the groups that the news concern, and sends a snapshot to
+// those and to the groups that serve a plugin whose delivery changed.
+func (e *Engine) publish(n news, changed map[plugin.Key]bool) {
 	for _, name := range slices.Sorted(maps.Keys(e.groups)) {
 		g := e.groups[name]
-		if world || g.fresh {
+		if g.fresh || e.concerned(g, n) {
 			e.plan(g)
 		} else if !g.concerns(changed) {
 			continue
@@ -183,6 +191,17 @@ func (e *Engine) publish(world bool, changed map[plugin.Key]bool) {
 		g.fresh = false
 		e.rooms.Proxies.Publish(name, e.snapshot(g))
 	}
+}
+
+// concerned reports whether a group must be planned again.
+func (e *Engine) concerned(g *group, n news) bool {
+	if n.all || n.files[g.file] || n.files[e.defaultFile()] {
+		return true
+	}
+	node := g.node.Classed(e.classes)
+	return slices.ContainsFunc(n.plugins, func(p *v1alpha1.WasmPlugin) bool {
+		return plugin.Concerns(e.cfg.RootNamespace, p, &node)
+	})
 }
 
 func (g *group) concerns(changed map[plugin.Key]bool) bool {
@@ -200,13 +219,14 @@ func (e *Engine) plan(g *group) {
 		RootNamespace: e.cfg.RootNamespace,
 		Plugins:       make([]*v1alpha1.WasmPlugin, 0, len(e.order)),
 		Invalid:       map[plugin.Key][]v1alpha1.Finding{},
-		Node:          g.node,
+		Node:          g.node.Classed(e.classes),
 		OmitSkipped:   true,
+		ExtraAnchors:  e.cfg.Anchors,
 	}
 	for _, key := range e.order {
 		ps := e.plugins[key]
 		in.Plugins = append(in.Plugins, ps.spec)
-		if len(ps.invalid) > 0 && ps.spec == ps.latest {
+		if ps.takesNoPart() {
 			in.Invalid[key] = ps.invalid
 		}
 	}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"cmp"
+	"errors"
 	"maps"
 	"reflect"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/access"
+	"github.com/stileproject/stile/internal/content"
 	"github.com/stileproject/stile/internal/document"
 	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/plugin"
@@ -74,11 +76,23 @@ func (ps *pluginState) wakeAt(t time.Time) {
 	}
 }
 
+// news is what a world changed for plans.
+type news struct {
+	all     bool                   // every plan
+	files   map[string]bool        // of the groups with these Envoy files
+	plugins []*v1alpha1.WasmPlugin // of the groups that these concern: as they were, and as they are
+}
+
 // setWorld takes over what the sources say: plugins come, change and go.
-func (e *Engine) setWorld(w *source.World, now time.Time) {
+func (e *Engine) setWorld(w *source.World, now time.Time) (n news) {
 	first := e.world == nil
+	n.all = first || !maps.EqualFunc(e.world.Gateways, w.Gateways, func(a, b *document.Gateway) bool { return *a == *b })
 	before := e.keyrings
 	e.world = w
+	e.classes = make(map[plugin.Key]string, len(w.Gateways))
+	for key, g := range w.Gateways {
+		e.classes[key] = g.Class
+	}
 	e.keyrings = map[*secretSource]oci.Keyring{}
 	for _, s := range w.Secrets {
 		if k, ok := before[s]; ok {
@@ -94,6 +108,7 @@ func (e *Engine) setWorld(w *source.World, now time.Time) {
 			ps = &pluginState{key: key, firstSeen: now}
 			e.plugins[key] = ps
 		}
+		before, wasInvalid := ps.spec, ps.takesNoPart()
 		fresh := ps.latest == nil
 		ps.read(p, slices.Concat(w.Invalid[key], p.ValidateHostEnv(e.cfg.HostEnvAllow)), now)
 		if r, ok := e.recalled[key]; fresh && ok {
@@ -101,20 +116,32 @@ func (e *Engine) setWorld(w *source.World, now time.Time) {
 		} else if fresh && !first {
 			ps.changedAt = now
 		}
+		if ps.spec != before || ps.takesNoPart() != wasInvalid {
+			n.plugins = append(n.plugins, ps.spec)
+			if before != nil {
+				n.plugins = append(n.plugins, before)
+			}
+		}
 		e.renew(ps, now)
 	}
 	for key, ps := range e.plugins {
 		if !seen[key] {
 			e.release(ps)
 			delete(e.plugins, key)
+			n.plugins = append(n.plugins, ps.spec)
 		}
 	}
 	if first {
 		e.recalled = nil // what was deleted meanwhile is forgotten
 	}
 	e.order = slices.SortedFunc(maps.Keys(e.plugins), byName)
-	e.setFiles(w.EnvoyFiles)
+	n.files = e.setFiles(w.EnvoyFiles)
+	return n
 }
+
+// takesNoPart reports whether what is in force of a plugin is invalid: a plan then gives
+// it a stand-in at most.
+func (ps *pluginState) takesNoPart() bool { return len(ps.invalid) > 0 && ps.spec == ps.latest }
 
 func byName(a, b plugin.Key) int {
 	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
@@ -238,7 +265,8 @@ func (e *Engine) take(ps *pluginState, v *version) {
 // stands reports whether the right to what runs still stands though the wanted version
 // is not at hand. What runs is asked for by its own digest with the credentials that
 // the plugin has now: a Secret that went ends it at once, an edited one at its first
-// verdict or after Config.Rotation.
+// verdict or after Config.Rotation. Where the plugin names a key, what runs must be
+// signed by it, too.
 func (e *Engine) stands(ps *pluginState, now time.Time) bool {
 	good := ps.good
 	if good.image.IsZero() {
@@ -247,17 +275,18 @@ func (e *Engine) stands(ps *pluginState, now time.Time) bool {
 	if ps.claim.refused != nil && ps.claim.url.Scheme == v1alpha1.SchemeOCI {
 		return false
 	}
-	v := ps.outcome.verdict
+	request := ps.request(good.image, false)
 	if ps.outcome.image != good.image || ps.claim.url.Scheme != v1alpha1.SchemeOCI {
-		request, ok := e.lastGood(ps)
-		if !ok {
+		var ok bool
+		if request, ok = e.lastGood(ps); !ok {
 			return false
 		}
-		_, v = e.rooms.Gate.Hold(request)
 	}
+	proof, v := e.rooms.Gate.Hold(request)
 	switch v.State {
 	case access.Allowed:
-		return true
+		err := e.signed(ps, proof)
+		return err == nil || errors.Is(err, content.ErrPending)
 	case access.Denied:
 		return false
 	}
@@ -267,6 +296,16 @@ func (e *Engine) stands(ps *pluginState, now time.Time) bool {
 	until := ps.rotatedAt.Add(e.cfg.Rotation)
 	ps.wakeAt(until)
 	return now.Before(until)
+}
+
+// signed asks whether what a proof is for is signed by the key that the plugin names, if
+// it names one.
+func (e *Engine) signed(ps *pluginState, proof access.Proof) error {
+	key := ps.spec.Spec.VerificationKey
+	if key == "" {
+		return nil
+	}
+	return e.rooms.Contents.Signed(proof, key)
 }
 
 // lastGood asks for what runs by its own digest, with the credentials that the plugin

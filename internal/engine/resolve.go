@@ -85,6 +85,9 @@ func (e *Engine) resolve(ps *pluginState, now time.Time) outcome {
 	if err != nil {
 		return o.contentIs(err)
 	}
+	if err := e.signed(ps, proof); err != nil {
+		return o.contentIs(err)
+	}
 	if o, wrong := o.wrongType(spec, module); wrong {
 		return o
 	}

@@ -439,3 +439,60 @@ func TestWhatDidNotChangeIsNotPublishedAgain(t *testing.T) {
 		}
 	})
 }
+
+func TestP6_ASignatureIsAskedForAndTheLastGoodMustHaveItToo(t *testing.T) {
+	t.Parallel()
+	signedBy := func(key string) func(*v1alpha1.WasmPluginSpec) {
+		return func(s *v1alpha1.WasmPluginSpec) { s.VerificationKey = key }
+	}
+	running(t, nil, func(h *house) {
+		h.contents.signed[digestOf(1)] = "key 1"
+		h.plugin("team-a", "auth", image, signedBy("key 1"))
+		h.apply()
+		h.wantDelivered("team-a", "auth", "module 1")
+		h.plugin("team-a", "auth", image, signedBy("key 2"))
+		h.apply()
+		h.wantDelivered("team-a", "auth", "keep+standin")
+		h.wantCondition("team-a", "auth", "ResolvedRefs=False SignatureInvalid")
+		h.registry.set(func(r *registry) { r.tags["a/p:v2"] = digestOf(2) })
+		h.contents.arrive(2, false)
+		h.plugin("team-a", "auth", "oci://"+host+"/a/p:v2", signedBy("key 2"))
+		h.apply()
+		h.wantDelivered("team-a", "auth", "keep+standin") // neither is signed by the present key
+		h.contents.mu.Lock()
+		h.contents.signed[digestOf(2)] = "key 2"
+		h.contents.mu.Unlock()
+		h.contents.arrive(2, false)
+		h.settle()
+		h.wantDelivered("team-a", "auth", "module 2")
+	})
+}
+
+func TestP7_OneChangeReachesOnlyTheProxiesItConcerns(t *testing.T) {
+	t.Parallel()
+	running(t, nil, func(h *house) {
+		h.plugin("root", "everywhere", "oci://"+host+"/r/x:v1", func(s *v1alpha1.WasmPluginSpec) { s.ImagePullSecret = "" })
+		h.apply()
+		h.connect("team-b")
+		times := func() (a, b int) {
+			for group, n := range h.proxies.times {
+				if strings.Contains(group, "team-a") {
+					a += n
+				} else {
+					b += n
+				}
+			}
+			return a, b
+		}
+		h.pass(time.Minute)
+		a, b := times()
+		h.plugin("team-b", "own", "oci://"+host+"/b/q:v1")
+		h.apply()
+		if a2, b2 := times(); a2 != a || b2 == b {
+			t.Errorf("a plugin of team-b: team-a's proxies were published to %d times, team-b's %d", a2-a, b2-b)
+		}
+		h.plugin("root", "everywhere", "")
+		h.apply()
+		h.wantDelivered("root", "everywhere", "nothing")
+	})
+}
