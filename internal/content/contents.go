@@ -141,21 +141,33 @@ func (c *Contents) itemOf(p access.Proof) *item {
 	return c.ask(itemKey{p.Source(), moduleName(p.Digest())}, p)
 }
 
+// ask returns the item of the key, with the proof among its askers. Of many askers the
+// first are remembered, for as long as they stand.
 func (c *Contents) ask(k itemKey, p access.Proof) *item {
 	it := c.item(k)
 	if slices.Contains(it.askers, p) {
 		return it
 	}
-	known := slices.ContainsFunc(it.askers, func(a access.Proof) bool { return whose(a) == whose(p) })
 	if len(it.askers) >= maxAskers {
-		it.askers = slices.Clone(it.askers[1:])
+		// A new slice: a try under way may be going through the old one.
+		it.askers = slices.DeleteFunc(slices.Clone(it.askers), func(a access.Proof) bool { return !a.Stands() })
+		if len(it.askers) >= maxAskers {
+			return it
+		}
 	}
+	known := slices.ContainsFunc(it.askers, func(a access.Proof) bool { return whose(a) == whose(p) })
 	it.askers = append(it.askers, p)
-	if it.problem != nil && it.problem.Retry && !known {
+	if it.problem != nil && !known && concernsRight(it.problem.Reason) {
 		it.problem = nil // it was about the others: this right may do
 		c.enqueue(it, p.Namespace())
 	}
 	return it
+}
+
+// concernsRight reports whether somebody else's credential or share may do where one
+// failed for this reason.
+func concernsRight(reason string) bool {
+	return reason == ReasonUnauthorized || reason == ReasonImageNotFound || reason == ReasonStoreFull
 }
 
 // right is what tells one asker from another: the credential that is used, and the

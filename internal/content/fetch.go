@@ -130,7 +130,7 @@ func each(askers []access.Proof, do func(access.Proof) error) error {
 		if err = problemOf(do(p)); err == nil {
 			return nil
 		}
-		if problem, _ := errors.AsType[*Problem](err); problem.Reason != ReasonUnauthorized && problem.Reason != ReasonImageNotFound && problem.Reason != ReasonStoreFull {
+		if problem, _ := errors.AsType[*Problem](err); !concernsRight(problem.Reason) {
 			break
 		}
 	}

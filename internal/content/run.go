@@ -175,6 +175,7 @@ func (c *Contents) try(ctx context.Context, it *item, namespace string) {
 // fail notes the problem and when to try again. Called with mu held.
 func (c *Contents) fail(it *item, p *Problem, atLeast time.Duration) {
 	it.failures++
+	p.Retry = p.Retry || it.url != nil // a digest is for ever; what a URL delivers may be mended
 	if p.Retry {
 		p.NextTry = time.Now().Add(max(backoff(p.Reason, it.failures), atLeast))
 		it.due = p.NextTry

@@ -2,13 +2,16 @@ package content
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"net/http"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/stileproject/stile/internal/access"
 	"github.com/stileproject/stile/internal/canary"
 	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/oci/localregistry"
@@ -126,5 +129,39 @@ func TestRedact(t *testing.T) {
 		if got := Redact(raw); got != want {
 			t.Errorf("Redact(%q) = %q, want %q", raw, got, want)
 		}
+	}
+}
+
+// Many who ask for what cannot be had do not make it be asked for without pause.
+func TestModule_ManyAskersKeepTheBackoff(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	w := newWorld(t, t.TempDir(), Config{}, r.host())
+	image := r.host() + "/p@" + r.artifact("p", wasmtest.Named("wanted"))
+	var proofs []access.Proof
+	for i := range 3 * maxAskers {
+		user := fmt.Sprint("user", i)
+		proofs = append(proofs, w.prove("ns-"+user, image, testCredential(t, user)))
+	}
+	r.set(func() { r.refuse = func(*http.Request) int { return http.StatusForbidden } })
+	for range 20 {
+		for _, p := range proofs {
+			if _, err := w.fetch(p); err == nil {
+				t.Fatal("fetched from a registry that refuses")
+			}
+		}
+	}
+	// Each of those who are remembered may have been tried when it came; then it is over.
+	if n := r.count("GET /v2/p/manifests/"); n > maxAskers*maxAskers {
+		t.Errorf("%d requests for %d asks", n, 20*len(proofs))
+	}
+	before := r.count("GET /v2/p/manifests/")
+	for _, p := range proofs {
+		if _, err := w.contents.Module(p); err == nil || errors.Is(err, ErrPending) {
+			t.Errorf("error %v", err)
+		}
+	}
+	if n := r.count("GET /v2/p/manifests/"); n != before {
+		t.Errorf("%d requests more", n-before)
 	}
 }
