@@ -106,34 +106,69 @@ func (c *Client) Manifest(ctx context.Context, r Reference, cred Credential, t T
 }
 
 func (s *session) manifest(ctx context.Context, r Reference, fresh bool) (Manifest, error) {
-	a, err := s.ask(ctx, call{method: http.MethodGet, url: s.manifestURL(r), header: accept, redirects: true}, r, pull, fresh)
-	if err != nil {
+	m, claimed, err := s.read(ctx, s.manifestURL(r), r, fresh)
+	switch {
+	case err != nil:
 		return Manifest{}, err
+	case r.Digest() != "" && r.Digest() != m.Digest:
+		return Manifest{}, &Error{Kind: Mismatch, Status: http.StatusOK, Err: fmt.Errorf("the registry delivered %s", m.Digest)}
+	case digestForm.MatchString(claimed) && claimed != m.Digest:
+		return Manifest{}, &Error{Kind: Mismatch, Status: http.StatusOK, Err: errors.New("the registry delivered other bytes than it announced")}
+	case r.Digest() == "" && !isManifest(m.Raw):
+		// The page of an ingress or a captive portal, perhaps: it answers 200 to anything.
+		return Manifest{}, errNoManifest()
+	}
+	return m, nil
+}
+
+// Referrers reads the index of the manifests that name r as their subject: signatures,
+// attestations. r must have a digest. The index is made by the registry on each
+// request, so its digest is nobody's promise; of a long list that the registry cuts
+// into pages it is the first page. Where the registry has no such list, the error is
+// of Kind NotFound.
+func (c *Client) Referrers(ctx context.Context, r Reference, cred Credential, t Trust) (Manifest, error) {
+	if r.Digest() == "" {
+		return Manifest{}, &Error{Op: "referrers", Ref: r.String(), Kind: Invalid, Err: errors.New("the reference has no digest")}
+	}
+	s, err := c.session(r.Host(), cred, t)
+	if err != nil {
+		return Manifest{}, in("referrers", r.String(), err)
+	}
+	m, _, err := s.read(ctx, s.at(r, "referrers", r.Digest()), r, false)
+	if err == nil && !isManifest(m.Raw) {
+		err = errNoManifest()
+	}
+	if err != nil {
+		return Manifest{}, in("referrers", r.String(), err)
+	}
+	return m, nil
+}
+
+func errNoManifest() error {
+	return &Error{Kind: Unavailable, Status: http.StatusOK, Err: errors.New("the answer is no manifest")}
+}
+
+// read reads a manifest or index of MaxManifest bytes at most, and the digest that the
+// registry claims for it.
+func (s *session) read(ctx context.Context, u *url.URL, r Reference, fresh bool) (m Manifest, claimed string, err error) {
+	a, err := s.ask(ctx, call{method: http.MethodGet, url: u, header: accept, redirects: true}, r, pull, fresh)
+	if err != nil {
+		return Manifest{}, "", err
 	}
 	defer func() { _ = a.Body.Close() }()
 	if a.StatusCode != http.StatusOK {
-		return Manifest{}, refusal(a)
+		return Manifest{}, "", refusal(a)
 	}
 	raw, err := io.ReadAll(io.LimitReader(a.Body, MaxManifest+1))
 	if err != nil {
-		return Manifest{}, err
+		return Manifest{}, "", err
 	}
 	if len(raw) > MaxManifest {
-		return Manifest{}, &Error{Kind: TooLarge, Status: a.StatusCode, Err: fmt.Errorf("the manifest is larger than %d bytes", MaxManifest)}
+		return Manifest{}, "", &Error{Kind: TooLarge, Status: a.StatusCode, Err: fmt.Errorf("the manifest is larger than %d bytes", MaxManifest)}
 	}
 	sum := sha256.Sum256(raw)
-	digest := "sha256:" + hex.EncodeToString(sum[:])
-	claimed := a.Header.Get("Docker-Content-Digest")
-	switch {
-	case r.Digest() != "" && r.Digest() != digest:
-		return Manifest{}, &Error{Kind: Mismatch, Status: a.StatusCode, Err: fmt.Errorf("the registry delivered %s", digest)}
-	case digestForm.MatchString(claimed) && claimed != digest:
-		return Manifest{}, &Error{Kind: Mismatch, Status: a.StatusCode, Err: errors.New("the registry delivered other bytes than it announced")}
-	case r.Digest() == "" && !isManifest(raw):
-		// The page of an ingress or a captive portal, perhaps: it answers 200 to anything.
-		return Manifest{}, &Error{Kind: Unavailable, Status: a.StatusCode, Err: errors.New("the answer is no manifest")}
-	}
-	return Manifest{Descriptor: Descriptor{MediaType: mediaType(a.Header), Digest: digest, Size: int64(len(raw))}, Raw: raw}, nil
+	m = Manifest{Descriptor: Descriptor{MediaType: mediaType(a.Header), Digest: "sha256:" + hex.EncodeToString(sum[:]), Size: int64(len(raw))}, Raw: raw}
+	return m, a.Header.Get("Docker-Content-Digest"), nil
 }
 
 // isManifest reports whether raw has what every manifest and index has.

@@ -311,6 +311,28 @@ func TestManifestAndBlob(t *testing.T) {
 	}
 }
 
+func TestReferrers(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, localregistry.Options{}, Settings{})
+	pinned := f.image.At(f.digest)
+	m, err := f.client.Referrers(t.Context(), pinned, f.alice, f.trust)
+	if err != nil || m.MediaType != "application/vnd.oci.image.index.v1+json" || !bytes.Contains(m.Raw, []byte("manifests")) {
+		t.Errorf("%s %s, %v", m.MediaType, m.Raw, err)
+	}
+	if _, err := f.client.Referrers(t.Context(), f.image, f.alice, f.trust); !errors.Is(err, Invalid) {
+		t.Errorf("without a digest: %v", err)
+	}
+	if _, err := f.client.Referrers(t.Context(), pinned, f.bob, f.trust); !errors.Is(err, Unauthorized) {
+		t.Errorf("bob: %v", err)
+	}
+	for status, kind := range map[int]Kind{404: NotFound, 503: Unavailable, 200: Unavailable} {
+		f.registry.SetFaults(localregistry.Fault{Path: "/v2/a/plugin/referrers/", Status: status, Body: "<html>"})
+		if _, err := f.client.Referrers(t.Context(), pinned, f.alice, f.trust); !errors.Is(err, kind) {
+			t.Errorf("%d: %v", status, err)
+		}
+	}
+}
+
 func TestOutageIsUnavailable(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, localregistry.Options{}, Settings{})
