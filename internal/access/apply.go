@@ -82,7 +82,7 @@ func (g *Gate) land(f *flight) {
 
 // countOf returns how many candidates were asked, or their accounts known.
 func countOf(tried []try) uint8 {
-	return uint8(min(len(tried), 255)) //nolint:gosec // it is at most 255
+	return uint8(min(len(tried), 255))
 }
 
 func someUnanswered(tried []try) bool {
@@ -162,7 +162,7 @@ func (g *Gate) notRenewed(f *flight, old *answer, now int64) {
 	tried := f.tried
 	a.tried, a.asked = &tried, countOf(tried)
 	if !e.pinned() && t.result == refused && t.reason == reasonNotFound && t.fromRegistry {
-		g.tagGone(f, &a, now)
+		g.tagGone(f, &a)
 		return
 	}
 	if t.result == refused && !e.suspect {
@@ -188,7 +188,7 @@ func (g *Gate) notRenewed(f *flight, old *answer, now int64) {
 
 // tagGone notes that a tag was deleted. That ends nothing: the right to what it named
 // is asked by digest.
-func (g *Gate) tagGone(f *flight, a *answer, now int64) {
+func (g *Gate) tagGone(f *flight, a *answer) {
 	e := f.entry
 	a.reason, a.stale, a.checked, a.next = reasonTagGone, 0, f.started, 0
 	e.askAt, e.suspect, e.attempt = never, false, 0

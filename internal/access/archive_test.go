@@ -322,7 +322,7 @@ func TestP9_TornFiles(t *testing.T) {
 	after := write(150, 450, now-1)
 	rnd := rand.New(rand.NewPCG(5, 6))
 	const page = 4096
-	for trial := range 120 {
+	for trial := range 45 {
 		torn := bytes.Clone(after)
 		if trial%3 == 0 {
 			torn = torn[:rnd.IntN(len(torn))]

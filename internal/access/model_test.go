@@ -148,7 +148,7 @@ func (m *model) begin() {
 
 func TestModel(t *testing.T) {
 	t.Parallel()
-	seeds := uint64(24)
+	seeds := uint64(12)
 	if testing.Short() {
 		seeds = 4
 	}

@@ -71,7 +71,7 @@ func (p *principal) candidate(i uint8) oci.Credential {
 
 // count returns how many candidates there are; none is asked beyond the 255th.
 func (p *principal) count() uint8 {
-	return uint8(min(len(p.credentials.Candidates()), 255)) //nolint:gosec // it is at most 255
+	return uint8(min(len(p.credentials.Candidates()), 255))
 }
 
 // table finds entries without any lock: open addressing, with the hash beside the
