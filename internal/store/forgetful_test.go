@@ -1,13 +1,20 @@
 package store
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"os"
 	"path"
+	"path/filepath"
 	"sync"
+	"syscall"
+	"testing"
+	"time"
 )
 
 // What the tests of the outside need of the inside.
@@ -35,6 +42,7 @@ type Forgetful struct {
 	// operations counts those that change something; the machine stops before the one
 	// with the number stopAt.
 	operations, stopAt int
+	full               bool // writing fails for want of room
 }
 
 type folderState struct{ now, synced map[string]*inode }
@@ -57,6 +65,20 @@ func (d *Forgetful) Options(o Options) Options {
 
 // StopAt stops the machine before the n-th operation from now that changes something.
 func (d *Forgetful) StopAt(n int) { d.operations, d.stopAt = 0, n }
+
+// Fill takes the disk's room away, or gives it back.
+func (d *Forgetful) Fill(full bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.full = full
+}
+
+// Files is how many files a folder has.
+func (d *Forgetful) Files(folder string) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.dirs[folder].now)
+}
 
 // Operations is how many there were since StopAt.
 func (d *Forgetful) Operations() int { return d.operations }
@@ -303,6 +325,9 @@ func (f *openInode) Write(b []byte) (int, error) {
 	if err := f.d.change(); err != nil {
 		return 0, err
 	}
+	if f.d.full {
+		return 0, &fs.PathError{Op: "write", Err: syscall.ENOSPC}
+	}
 	f.n.now = append(f.n.now[:len(f.n.now):len(f.n.now)], b...)
 	f.n.version = f.d.clock
 	return len(b), nil
@@ -324,4 +349,23 @@ func (f *openInode) Identity() (string, error) {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
 	return fmt.Sprintf("%p/%d", f.n, f.n.version), nil
+}
+
+// Plant puts a module and a record of it on the disk as a store would have, without
+// the syncs that make it slow.
+func Plant(t testing.TB, dir string, s *Store, source string, content []byte) {
+	t.Helper()
+	sum := sha256.Sum256(content)
+	digest := hex.EncodeToString(sum[:])
+	r := &Record{Source: source, Name: "module sha256:" + digest, Module: digest, At: time.Now(), Data: []byte(`{"size":1,"packaging":"artifact"}`)}
+	b, err := s.encodeRecord(r)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, folder, dirModules, digest), content, 0o600)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, folder, dirRecords, r.file()), b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }

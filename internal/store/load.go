@@ -14,6 +14,8 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/stileproject/stile/internal/secret"
@@ -179,26 +181,49 @@ func (s *Store) loadRecords(modules map[string]bool) error {
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		name := path.Join(dirRecords, e.name)
-		r, err := s.readRecord(name)
+	for i, r := range s.readRecords(entries) {
+		name := path.Join(dirRecords, entries[i].name)
 		switch {
-		case err != nil:
-			s.discard(name, err.Error())
-		case r.file() != e.name:
+		case r.err != nil:
+			s.discard(name, r.err.Error())
+		case r.record.file() != entries[i].name:
 			s.discard(name, "it is another record's file")
-		case r.Module != "" && !modules[r.Module]:
+		case r.record.Module != "" && !modules[r.record.Module]:
 			s.discard(name, "its module is gone")
 		default:
 			s.mu.Lock()
-			s.index(r)
-			if m := s.modules[r.Module]; m != nil {
-				s.charge(m, r.Namespace)
+			s.index(r.record)
+			if m := s.modules[r.record.Module]; m != nil {
+				s.charge(m, r.record.Namespace)
 			}
 			s.mu.Unlock()
 		}
 	}
 	return nil
+}
+
+// reading is a record's file that was read, or why not.
+type reading struct {
+	record *Record
+	err    error
+}
+
+// readRecords reads the files side by side: there may be ten thousand, and each is a
+// wait for the disk.
+func (s *Store) readRecords(entries []entry) []reading {
+	const readers = 8
+	all := make([]reading, len(entries))
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(readers, len(entries)) {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(entries)); i = next.Add(1) - 1 {
+				all[i].record, all[i].err = s.readRecord(path.Join(dirRecords, entries[i].name))
+			}
+		})
+	}
+	wg.Wait()
+	return all
 }
 
 // discard removes a file that the sweep does not want. That it cannot be removed
