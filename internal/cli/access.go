@@ -71,7 +71,7 @@ func (a *app) access(ctx context.Context, in *registryInput, image string) (*acc
 		return nil, 0, err
 	}
 	defer done()
-	credentials, err := in.credentials(a, c.key, ref)
+	credentials, err := in.credentials(ctx, a, c.key, ref)
 	if err != nil {
 		return nil, 0, err
 	}

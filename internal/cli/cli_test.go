@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"io"
 	"os"
 	"strings"
 	"syscall"
@@ -124,6 +125,28 @@ func TestInterrupted_130(t *testing.T) {
 	cancel(interruption{os.Interrupt})
 	stileIn(ctx, t, nil, "", "access", "127.0.0.1:1/a:v1", "--plain-http", "127.0.0.1:1").want(t, Interrupted, "Interrupted")
 }
+
+// A person who presses Ctrl-C while stile waits for stdin is heard.
+func TestInterrupted_WhileStdinIsSilent(t *testing.T) {
+	t.Parallel()
+	silent, end := io.Pipe()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	reading := make(chan struct{})
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(ctx, []string{"validate", "-f", "-"}, readerFunc(func(p []byte) (int, error) { close(reading); return silent.Read(p) }), io.Discard, io.Discard, nil)
+	}()
+	<-reading
+	cancel(interruption{os.Interrupt})
+	if code := <-ended; code != Interrupted {
+		t.Errorf("want 130, got %d", code)
+	}
+	_ = end.Close() // and with the process the read ends
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // Main itself, with a real signal to this process.
 func TestMain_SignalEndsServe(t *testing.T) {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -30,17 +31,14 @@ type documents struct {
 
 // readDocuments reads paths, folders recursively. A path that does not exist is a usage
 // error; what the documents say wrong is a finding.
-func (a *app) readDocuments(verb string, paths []string) (*documents, error) {
+func (a *app) readDocuments(ctx context.Context, verb string, paths []string) (*documents, error) {
 	if len(paths) == 0 {
 		return nil, usagef("%s: -f PATH is missing: a file, a folder, or - for stdin", verb)
 	}
 	var docs []document.Document
 	for _, path := range paths {
 		if path == "-" {
-			data, err := io.ReadAll(io.LimitReader(a.stdin, file.MaxFile+1))
-			if err == nil && len(data) > file.MaxFile {
-				err = fmt.Errorf("is larger than %d MiB", file.MaxFile>>20)
-			}
+			data, err := a.readStdin(ctx)
 			if err != nil {
 				return nil, fail(Failed, fmt.Errorf("%s: read stdin: %w", verb, err), "")
 			}
@@ -54,6 +52,29 @@ func (a *app) readDocuments(verb string, paths []string) (*documents, error) {
 		docs = append(docs, more...)
 	}
 	return gather(docs), nil
+}
+
+// readStdin reads stdin to its end, or until ctx ends: a read from a terminal cannot be
+// interrupted, and is left to end with the process.
+func (a *app) readStdin(ctx context.Context) ([]byte, error) {
+	type read struct {
+		data []byte
+		err  error
+	}
+	done := make(chan read, 1)
+	go func() {
+		data, err := io.ReadAll(io.LimitReader(a.stdin, file.MaxFile+1))
+		if err == nil && len(data) > file.MaxFile {
+			err = fmt.Errorf("is larger than %d MiB", file.MaxFile>>20)
+		}
+		done <- read{data, err}
+	}()
+	select {
+	case r := <-done:
+		return r.data, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 func (a *app) readPath(verb, path string) ([]document.Document, error) {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -43,14 +44,14 @@ type scene struct {
 }
 
 // read reads everything that nodeInput names, and tells of faults on stderr.
-func (in *nodeInput) read(a *app, verb string, args []string) (*scene, error) {
+func (in *nodeInput) read(ctx context.Context, a *app, verb string, args []string) (*scene, error) {
 	switch {
 	case in.node == "":
 		return nil, usagef("%s: --node FILE is missing: the proxy's Node message, with id, cluster and metadata", verb)
 	case in.envoy == "":
 		return nil, usagef("%s: --envoy FILE or folder is missing: the proxy's own listeners", verb)
 	}
-	docs, err := a.readDocuments(verb, append(slices.Clone(*in.paths), args...))
+	docs, err := a.readDocuments(ctx, verb, append(slices.Clone(*in.paths), args...))
 	if err != nil {
 		return nil, err
 	}
@@ -129,8 +130,8 @@ Exits with 3 if a document is invalid; the rest is explained all the same.`,
 	}
 	out := outputFlag(cmd)
 	in := nodeFlags(cmd)
-	cmd.RunE = func(_ *cobra.Command, args []string) error {
-		s, err := in.read(a, "explain", args)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := in.read(cmd.Context(), a, "explain", args)
 		if err != nil {
 			return err
 		}

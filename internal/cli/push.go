@@ -65,7 +65,7 @@ func (a *app) push(ctx context.Context, in *registryInput, file, image string, l
 		return nil, err
 	}
 	defer done()
-	credentials, err := in.credentials(a, c.key, ref)
+	credentials, err := in.credentials(ctx, a, c.key, ref)
 	if err != nil {
 		return nil, err
 	}

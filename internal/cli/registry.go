@@ -158,7 +158,7 @@ func (a *app) fingerprintKey(cfg *v1alpha1.Config) (secret.Key, error) {
 
 // credentials returns those that apply to an image: from the files the user named, else
 // from where docker and podman keep them.
-func (in *registryInput) credentials(a *app, key secret.Key, image oci.Reference) (oci.Credentials, error) {
+func (in *registryInput) credentials(ctx context.Context, a *app, key secret.Key, image oci.Reference) (oci.Credentials, error) {
 	var rings []oci.Keyring
 	names := in.authfiles
 	if len(names) == 0 && len(in.secrets) == 0 {
@@ -172,7 +172,7 @@ func (in *registryInput) credentials(a *app, key secret.Key, image oci.Reference
 		rings = append(rings, k)
 	}
 	for _, name := range in.secrets {
-		more, err := a.readSecrets(key, name)
+		more, err := a.readSecrets(ctx, key, name)
 		if err != nil {
 			return oci.Credentials{}, err
 		}
@@ -190,8 +190,8 @@ func (in *registryInput) credentials(a *app, key secret.Key, image oci.Reference
 }
 
 // readSecrets reads the pull secrets of a YAML file.
-func (a *app) readSecrets(key secret.Key, name string) ([]oci.Keyring, error) {
-	d, err := a.readDocuments("secret", []string{name})
+func (a *app) readSecrets(ctx context.Context, key secret.Key, name string) ([]oci.Keyring, error) {
+	d, err := a.readDocuments(ctx, "secret", []string{name})
 	if err != nil {
 		return nil, err
 	}

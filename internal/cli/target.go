@@ -131,7 +131,7 @@ func (in *registryInput) openBench(ctx context.Context, a *app, t target) (conte
 // prove asks whether the credentials may read the image. A refusal is an error with its
 // exit code.
 func (b *bench) prove(ctx context.Context, in *registryInput, a *app, image oci.Reference) (access.Proof, error) {
-	credentials, err := in.credentials(a, b.key, image)
+	credentials, err := in.credentials(ctx, a, b.key, image)
 	if err != nil {
 		return access.Proof{}, err
 	}

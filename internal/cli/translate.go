@@ -62,7 +62,7 @@ func (t *translate) run(ctx context.Context, args []string) error {
 	if t.snippet && t.form == "envoy" {
 		return usagef("translate: --snippet and --format envoy exclude each other")
 	}
-	s, err := t.scene.read(t.app, "translate", args)
+	s, err := t.scene.read(ctx, t.app, "translate", args)
 	if err != nil {
 		return err
 	}

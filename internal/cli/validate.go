@@ -25,8 +25,8 @@ Exits with 3 if any finding is an error, with 2 if a path does not exist.`,
 	}
 	out := outputFlag(cmd)
 	paths := pathFlags(cmd)
-	cmd.RunE = func(_ *cobra.Command, args []string) error {
-		d, err := a.readDocuments("validate", append(slices.Clone(*paths), args...))
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		d, err := a.readDocuments(cmd.Context(), "validate", append(slices.Clone(*paths), args...))
 		if err != nil {
 			return err
 		}

@@ -123,7 +123,12 @@ func (h *Handler) send(w http.ResponseWriter, r *http.Request, body io.ReadSeeke
 	header.Set("ETag", `"`+module.SHA256+`"`)
 	header.Set("X-Content-Type-Options", "nosniff")
 	begin := time.Now()
-	guard := &guarded{ReadSeeker: body, stands: module.Stands}
+	connection := http.NewResponseController(w)
+	guard := &guarded{ReadSeeker: body, stands: module.Stands, step: func() {
+		// Without support for deadlines the server's own limits hold.
+		_ = connection.SetWriteDeadline(time.Now().Add(stepTime))
+	}}
+	defer func() { _ = connection.SetWriteDeadline(time.Time{}) }() // the connection may live on
 	answer := &counted{ResponseWriter: w, status: http.StatusOK}
 	http.ServeContent(answer, r, "", time.Time{}, guard)
 	h.bytes.Add(float64(answer.sent))
@@ -156,17 +161,23 @@ func (h *Handler) refuse(w http.ResponseWriter, status int) {
 // errEnded ends a body whose right has ended.
 var errEnded = errors.New("module: the right to it has ended")
 
-// step is after how many bytes the right is asked for again.
-const step = 1 << 20
+const (
+	// step is after how many bytes the right is asked for again.
+	step = 1 << 20
+	// stepTime is how long a proxy may take for them: one that takes nothing any more must
+	// not hold a file and a connection for ever.
+	stepTime = time.Minute
+)
 
 // guarded is a body that ends when its right does. It hides every other method of the
 // file, so that nothing can send it past the guard.
 type guarded struct {
 	io.ReadSeeker
 	stands func() bool
-	left   int   // bytes until the right is asked for again
-	ended  bool  // the right has ended
-	broken error // the file could not be read
+	step   func() // called at the beginning of each step
+	left   int    // bytes until the right is asked for again
+	ended  bool   // the right has ended
+	broken error  // the file could not be read
 }
 
 func (g *guarded) Read(p []byte) (int, error) {
@@ -176,6 +187,7 @@ func (g *guarded) Read(p []byte) (int, error) {
 			return 0, errEnded
 		}
 		g.left = step
+		g.step()
 	}
 	if len(p) > g.left {
 		p = p[:g.left]
