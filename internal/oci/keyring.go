@@ -34,6 +34,7 @@ type Keyring struct {
 type entry struct {
 	name       string // host[:port][/path], without scheme and user
 	host, port string
+	globs      []string // the labels of host
 	path       string
 	credential Credential
 	fault      string // why the entry cannot be used; empty if it can
@@ -118,6 +119,7 @@ func newEntry(location string) (entry, bool) {
 	if _, err := path.Match(e.host, ""); err != nil && net.ParseIP(strings.Trim(e.host, "[]")) == nil {
 		return entry{}, false
 	}
+	e.globs = strings.Split(e.host, ".")
 	e.name = e.host
 	if e.port != "" {
 		e.name += ":" + e.port
@@ -251,9 +253,11 @@ func (k Keyring) applying(r Reference) []entry {
 	if hub {
 		host = "docker.io" // what the kubelet calls it when it looks
 	}
+	name, port := splitHost(host)
+	labels, repository := strings.Split(name, "."), "/"+r.Repository()
 	var found []entry
 	for _, e := range k.entries {
-		if e.fits(host, "/"+r.Repository()) {
+		if e.port == port && strings.HasPrefix(repository, e.path) && e.fits(name, labels) {
 			found = append(found, e)
 		}
 	}
@@ -269,21 +273,16 @@ func (k Keyring) applying(r Reference) []entry {
 	return found
 }
 
-// fits reports whether the entry applies: equal port, as many labels in the host and
-// each fitting its glob, and a path that the repository begins with.
-func (e entry) fits(target, repository string) bool {
-	host, port := splitHost(target)
-	if e.port != port || !strings.HasPrefix(repository, e.path) {
-		return false
-	}
+// fits reports whether the entry is for a host: as many labels in both, and each fitting
+// its glob.
+func (e entry) fits(host string, labels []string) bool {
 	if e.host == host {
 		return true
 	}
-	globs, labels := strings.Split(e.host, "."), strings.Split(host, ".")
-	if len(globs) != len(labels) {
+	if len(e.globs) != len(labels) {
 		return false
 	}
-	for i, glob := range globs {
+	for i, glob := range e.globs {
 		if ok, err := path.Match(glob, labels[i]); err != nil || !ok {
 			return false
 		}
