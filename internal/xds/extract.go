@@ -187,11 +187,7 @@ func unwrap(a *anypb.Any) []string {
 // plainTypedStructs rewrites, in every chain's last filter, an HTTP connection manager that is
 // written as a TypedStruct into its own type, so that filters can be inserted into it.
 func plainTypedStructs(l *listenerv3.Listener) error {
-	chains := l.GetFilterChains()
-	if c := l.GetDefaultFilterChain(); c != nil {
-		chains = append(chains[:len(chains):len(chains)], c)
-	}
-	for _, c := range chains {
+	for _, c := range chainsOf(l) {
 		filters := c.GetFilters()
 		if len(filters) == 0 {
 			continue
@@ -238,18 +234,26 @@ func sameType(a, b string) bool {
 // routesOf returns the names of the route configurations that a listener asks ADS for.
 func routesOf(l *listenerv3.Listener) []string {
 	var names []string
-	chains := l.GetFilterChains()
-	if c := l.GetDefaultFilterChain(); c != nil {
-		chains = append(chains[:len(chains):len(chains)], c)
-	}
-	for _, c := range chains {
+	for _, c := range chainsOf(l) {
 		m, err := managerOf(c)
 		if err != nil || m == nil {
 			continue
 		}
-		if s := m.GetRds().GetConfigSource(); s.GetAds() != nil || s.GetSelf() != nil {
+		if fromADS(m.GetRds().GetConfigSource()) {
 			names = append(names, m.GetRds().GetRouteConfigName())
 		}
 	}
 	return names
 }
+
+// chainsOf returns every filter chain of a listener, the default one last.
+func chainsOf(l *listenerv3.Listener) []*listenerv3.FilterChain {
+	chains := l.GetFilterChains()
+	if c := l.GetDefaultFilterChain(); c != nil {
+		chains = append(chains[:len(chains):len(chains)], c)
+	}
+	return chains
+}
+
+// fromADS reports whether a configuration is asked of this very server.
+func fromADS(s *corev3.ConfigSource) bool { return s.GetAds() != nil || s.GetSelf() != nil }

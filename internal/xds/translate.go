@@ -6,6 +6,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -80,7 +81,7 @@ func (t *translation) listeners() []*Resource {
 	out := make([]*Resource, 0, len(t.in.File.listeners))
 	for _, l := range t.in.File.listeners {
 		chains := plans[l.GetName()]
-		if len(chains) == 0 {
+		if len(chains) == 0 && !t.in.Static {
 			out = append(out, t.in.File.own[l.GetName()])
 			continue
 		}
@@ -91,9 +92,32 @@ func (t *translation) listeners() []*Resource {
 					Severity: SeverityError, Reason: "Invalid", Message: err.Error()})
 			}
 		}
+		if t.in.Static {
+			t.ownRoutes(changed)
+		}
 		out = append(out, newResource(ListenerType, l.GetName(), changed))
 	}
 	return out
+}
+
+// ownRoutes writes the file's route configurations into the connection managers that ask ADS
+// for them: where there is no control plane nobody else would bring them.
+func (t *translation) ownRoutes(l *listenerv3.Listener) {
+	for _, c := range chainsOf(l) {
+		manager, err := managerOf(c)
+		if err != nil || manager == nil || !fromADS(manager.GetRds().GetConfigSource()) {
+			continue
+		}
+		for _, r := range t.in.File.routes {
+			config := &routev3.RouteConfiguration{}
+			if r.Name != manager.GetRds().GetRouteConfigName() || r.Any.UnmarshalTo(config) != nil {
+				continue
+			}
+			manager.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: config}
+			last := c.GetFilters()[len(c.GetFilters())-1]
+			last.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: mustAny(manager)}
+		}
+	}
 }
 
 // changes reports whether a chain's plan asks for anything.

@@ -285,3 +285,18 @@ func TestP3_ReportsHideModuleURLsAndSensitiveFields(t *testing.T) {
 		}
 	}
 }
+
+func TestTranslate_StaticListenersHaveTheirRoutes(t *testing.T) {
+	t.Parallel()
+	f, problems := xds.ParseEnvoy("x.yaml", []byte(chainOf(`{name: m, typed_config: {"@type": `+hcm+`, stat_prefix: s, rds: {route_config_name: r, config_source: {ads: {}}}, http_filters: [`+routerFilter+`]}}`)+`
+routes: [{name: r, internal_only_headers: [x-here]}]`))
+	if f == nil || len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	for static, want := range map[bool]bool{true: true, false: false} {
+		s := translate(t, xds.Input{File: f, Static: static})
+		if got := bytes.Contains(s.Resource(xds.ListenerType, "l").Any.GetValue(), []byte("x-here")); got != want {
+			t.Errorf("static %v: the routes are in the listener: %v", static, got)
+		}
+	}
+}

@@ -199,7 +199,7 @@ func fromStruct(url string, value proto.Message) (proto.Message, error) {
 // configSource finds sources that would make Envoy wait for ever: types that stile's ADS does
 // not serve. What the path says decides which type is meant.
 func (v *validator) configSource(s *configcorev3.ConfigSource, path string, depth int) {
-	if s.GetAds() == nil && s.GetSelf() == nil {
+	if !fromADS(s) {
 		v.descend(s.ProtoReflect(), path, depth)
 		return
 	}
