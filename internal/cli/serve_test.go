@@ -166,7 +166,7 @@ func TestServe_FromFolderToStatus(t *testing.T) {
 
 	// stile status shows it.
 	r := stile(t, nil, "status", "--server", at.Admin).want(t, OK)
-	if !strings.Contains(r.stdout, "team-a/auth") || !strings.Contains(r.stdout, "False (PullSecretNotFound)") {
+	if !strings.Contains(r.stdout, "team-a/auth") || !strings.Contains(r.stdout, "False (PullSecretNotFound)") || !strings.Contains(r.stdout, "team-a/auth ResolvedRefs: pull secret team-a/missing does not exist") {
 		t.Errorf("status: %s", r.stdout)
 	}
 	report := decode[statusReport](t, stile(t, nil, "status", "team-a/auth", "--server", at.Admin, "-o", "json").want(t, OK).stdout)

@@ -213,6 +213,7 @@ func (s *statusAnswers) table(w io.Writer, wide bool) {
 		t.row(append(cells, fmt.Sprintf("%d/%d", p.Proxies.Accepted, p.Proxies.Matched), p.Delivery, digest)...)
 	}
 	t.end()
+	s.why(w)
 	_, _ = fmt.Fprintln(w)
 	t = newTable(w, "PROOF", "CREDENTIAL", "STATE", "REASON", "USERS")
 	for _, p := range s.proofs {
@@ -220,7 +221,11 @@ func (s *statusAnswers) table(w io.Writer, wide bool) {
 		if p.StaleSince != nil && state == access.Allowed.String() {
 			state += " (stale)"
 		}
-		t.row(p.Image, p.Credential, state, p.Reason, strings.Join(p.Users, ", "))
+		image := p.Image
+		if repository, digest, pinned := strings.Cut(image, "@"); pinned && !wide {
+			image = repository + "@" + shortDigest(digest)
+		}
+		t.row(image, p.Credential, state, p.Reason, strings.Join(p.Users, ", "))
 	}
 	t.end()
 	_, _ = fmt.Fprintln(w)
@@ -240,6 +245,17 @@ func (s *statusAnswers) table(w io.Writer, wide bool) {
 		}
 	}
 	t.end()
+}
+
+// why says of each plugin that is not as it should be what its conditions say.
+func (s *statusAnswers) why(w io.Writer) {
+	for _, p := range s.plugins {
+		for _, c := range p.Conditions {
+			if (c.Status != "True" || c.Reason == v1alpha1.ReasonServingLastGood) && c.Message != "" {
+				_, _ = fmt.Fprintln(w, printable(fmt.Sprintf("  %s/%s %s: %s", p.Namespace, p.Name, c.Type, c.Message)))
+			}
+		}
+	}
 }
 
 // conditionCell is a condition's status and, where it is not plainly true, its reason.
