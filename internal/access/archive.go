@@ -296,6 +296,7 @@ func (a *Archive) write(done <-chan struct{}) {
 		<-done
 		return
 	}
+	failing := false
 	for over := false; !over; {
 		select {
 		case <-done:
@@ -309,8 +310,32 @@ func (a *Archive) write(done <-chan struct{}) {
 		if len(changes)+len(claims) == 0 {
 			continue
 		}
-		if err := a.store(changes, claims); err != nil {
-			a.log.Warn("proofs could not be archived: a restart will ask for them again", "file", a.path, "error", err.Error())
+		err := a.store(changes, claims)
+		if err != nil {
+			a.putBack(changes, claims)
+			if !failing {
+				a.log.Warn("proofs cannot be archived, a restart would ask for them again: check the disk", "file", a.path, "error", err.Error())
+			}
+		} else if failing {
+			a.log.Info("proofs are archived again", "file", a.path)
+		}
+		failing = err != nil
+	}
+}
+
+// putBack queues again what could not be written, unless it has changed since. It is
+// tried with the next change.
+func (a *Archive) putBack(changes map[rowID]*row, claims map[Holder]*rowID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id, r := range changes {
+		if _, newer := a.changes[id]; !newer {
+			a.changes[id] = r
+		}
+	}
+	for h, id := range claims {
+		if _, newer := a.claims[h]; !newer {
+			a.claims[h] = id
 		}
 	}
 }

@@ -110,6 +110,10 @@ func TestP9_StaleYesOverARestart(t *testing.T) {
 		life(t, w, Config{}, path, testRoot, func(g *Gate) {
 			stranger := pin
 			stranger.Holder.Name = "new"
+			if p, v := g.Hold(stranger); v.State != Pending || p.Stands() {
+				t.Errorf("a stranger is told %v at once", v.State)
+			}
+			time.Sleep(10 * time.Second)
 			if p, v := g.Hold(stranger); v.State != Unknown || p.Stands() {
 				t.Errorf("a stranger is told %v", v.State)
 			}
@@ -356,5 +360,51 @@ func TestP9_TornFiles(t *testing.T) {
 		if err := errors.Join(a.store(map[rowID]*row{id: {checked: 1}}, nil), a.Close()); err != nil {
 			t.Errorf("trial %d: writing on: %v", trial, err)
 		}
+	}
+}
+
+// TestWhatCouldNotBeWrittenIsWrittenLater: the disk is full, and then it is not.
+func TestWhatCouldNotBeWrittenIsWrittenLater(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "proofs.db")
+	a, err := OpenArchive(path, testRoot, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := rowID{image: ref(t, "one.example/p@"+digest(1))}
+	second := rowID{image: ref(t, "one.example/q@"+digest(1))}
+	flush := func() {
+		done := make(chan struct{})
+		close(done)
+		a.write(done)
+	}
+	good := a.db
+	full, err := bbolt.Open(filepath.Join(t.TempDir(), "full.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := full.Close(); err != nil {
+		t.Fatal(err)
+	}
+	a.db = full // fails as a full disk does
+	a.keep(first, &row{checked: 1, written: 1})
+	flush()
+	a.db = good
+	a.keep(second, &row{checked: 2, written: 2})
+	flush()
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	a, err = OpenArchive(path, testRoot, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []rowID{first, second} {
+		if _, ok := a.take(id); !ok {
+			t.Errorf("%v is lost", id.image)
+		}
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

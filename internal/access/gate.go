@@ -214,6 +214,9 @@ func (g *Gate) judge(r Request, e *entry) Verdict {
 	v := g.verdict(e, a)
 	if a.state == Allowed && a.stale != 0 && !g.holdsYes(r.Holder, e) {
 		v.State, v.Reason = Unknown, staleReason(a)
+		if a.tried == nil { // it is from before a restart, and is only now being asked
+			v.State, v.Reason = Pending, NoReason
+		}
 		v.Credential = secret.Fingerprint{}
 	}
 	v.Message = message(r, e, a)
