@@ -144,8 +144,9 @@ func breaches(f file) []string {
 			}
 		}
 	}
-	// Benchmarks pace their load by the real clock.
-	bubble := slices.Contains(f.Imports, "testing/synctest") || strings.HasSuffix(f.Name, "bench_test.go")
+	// Benchmarks and load tests pace their load by the real clock.
+	bubble := slices.Contains(f.Imports, "testing/synctest") ||
+		strings.HasSuffix(f.Name, "bench_test.go") || strings.HasSuffix(f.Name, "load_test.go")
 	if _, polls := sleepers[f.Name]; !bubble && !polls {
 		for _, u := range f.Uses {
 			if u.Path == "time" && u.Name == "Sleep" {
