@@ -48,7 +48,8 @@ type Settings struct {
 	Registries []Registry
 	// Allow lists the hosts that a reference or URL may name: host, host:port or
 	// *.domain[:port]. An entry without a port means port 443 (for http URLs, 80).
-	// Empty allows every public host and the named ones.
+	// Empty allows every public host and the named ones; otherwise the list decides
+	// alone, for named hosts too. Redirects and token endpoints are the dial guard's.
 	Allow []string
 	// AllowLoopback and AllowPrivate lift the dial guard for hosts that are not named.
 	AllowLoopback, AllowPrivate bool
@@ -66,7 +67,8 @@ type Settings struct {
 	// Key makes the fingerprints of trust settings. It must be the key that the
 	// keyrings were parsed with (secret.ForFingerprints).
 	Key secret.Key
-	// Log receives what is odd; nil = nothing is logged.
+	// Log receives every request at level debug, without queries and with credentials as
+	// fingerprints; nil = nothing is logged.
 	Log *slog.Logger
 	// Registerer receives the metrics; nil = none.
 	Registerer prometheus.Registerer

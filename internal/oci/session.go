@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -239,8 +240,29 @@ func (s *session) roundTrip(ctx context.Context, q call, at *url.URL, authorizat
 	}
 	start := time.Now()
 	resp, err := s.transport.RoundTrip(req)
-	s.client.metrics.observe(s.client.registries[s.key.host] != nil, s.key.host, resp, time.Since(start))
+	took := time.Since(start)
+	s.client.metrics.observe(s.client.registries[s.key.host] != nil, s.key.host, resp, took)
+	s.trace(ctx, q, resp, took)
 	return resp, err
+}
+
+// trace logs a request at level debug. It names what was asked, and not where an answer
+// led: what a server writes into a location may hold anything.
+func (s *session) trace(ctx context.Context, q call, resp *http.Response, took time.Duration) {
+	if !s.client.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	status := 0
+	if resp != nil {
+		status = resp.StatusCode
+	}
+	path := "elsewhere"
+	if s.only(q.url, "own") != "" && strings.HasPrefix(q.url.Path, s.base.Path) && !strings.Contains(q.url.Path, "/uploads/") {
+		path = q.url.Path
+	}
+	s.client.log.LogAttrs(ctx, slog.LevelDebug, "registry request",
+		slog.String("registry", s.key.host), slog.String("method", q.method), slog.String("path", path),
+		slog.Int("status", status), slog.Duration("took", took), slog.Any("credential", s.credential))
 }
 
 // deadline cancels a request that takes too long; a streamed one that stalls.

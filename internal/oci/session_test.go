@@ -50,7 +50,14 @@ func TestP2_ConnectionsAreOfOneCredential(t *testing.T) {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
 			conns := &connections{}
-			srv := httptest.NewUnstartedServer(routes(map[string]http.HandlerFunc{"/v2/": challengeBasic, manifestPath: authorized("Basic", challengeBasic, found)}))
+			version := 1 // of HTTP
+			answers := routes(map[string]http.HandlerFunc{"/v2/": challengeBasic, manifestPath: authorized("Basic", challengeBasic, found)})
+			srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				if req.ProtoMajor != version {
+					t.Errorf("spoken to in %s", req.Proto)
+				}
+				answers(w, req)
+			}))
 			srv.Config.ConnState = conns.state
 			entry := Registry{Host: srv.Listener.Addr().String()}
 			if scheme == "http" {
@@ -60,6 +67,7 @@ func TestP2_ConnectionsAreOfOneCredential(t *testing.T) {
 				entry.CA = testAuthority().pem
 				srv.TLS = &tls.Config{Certificates: []tls.Certificate{testAuthority().certificate(t, "127.0.0.1")}}
 				srv.EnableHTTP2 = true
+				version = 2
 				srv.StartTLS()
 			}
 			t.Cleanup(srv.Close)
