@@ -1,6 +1,7 @@
 package content
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -12,9 +13,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 
+	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/oci/localregistry"
 	"github.com/stileproject/stile/internal/wasm/wasmtest"
 )
 
@@ -218,6 +222,56 @@ func TestSigned(t *testing.T) {
 				wantProblem(t, w.contents.VerifySignature(testContext(t), p, stranger.pem), ReasonSignatureInvalid)
 			})
 		}
+	}
+}
+
+// A registry with the referrers API has no tag to find them by.
+func TestSigned_ByTheReferrersAPI(t *testing.T) {
+	t.Parallel()
+	r, err := localregistry.Start(localregistry.Options{Mode: localregistry.Open})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	w := newWorld(t, t.TempDir(), Config{}, r.Host())
+	digest, err := w.client.Push(testContext(t), wasmtest.Named("referred to"), parse(t, r.Host()+"/p:v1"), oci.LayoutArtifact, oci.Credential{}, w.trust(r.Host()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := w.prove("team-a", r.Host()+"/p@"+digest)
+	key := signers(t)[0]
+	wantProblem(t, w.contents.VerifySignature(testContext(t), p, key.pem), ReasonSignatureInvalid)
+
+	send := func(method, path, mediaType string, b []byte) {
+		t.Helper()
+		request, err := http.NewRequestWithContext(testContext(t), method, "http://"+r.Host()+path, bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Content-Type", mediaType)
+		answer, err := http.DefaultTransport.RoundTrip(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = answer.Body.Close()
+		if answer.StatusCode != http.StatusCreated {
+			t.Fatalf("%s %s: %s", method, path, answer.Status)
+		}
+	}
+	blob := func(mediaType string, b []byte) doc {
+		send(http.MethodPost, "/v2/p/blobs/uploads/?digest="+digestOf(b), "application/octet-stream", b)
+		return doc{"mediaType": mediaType, "digest": digestOf(b), "size": len(b)}
+	}
+	bundle := key.bundle(statement(predicateSign, digest))
+	m := mustJSON(doc{
+		"schemaVersion": 2, "mediaType": typeOCIManifest, "artifactType": typeBundlePrefix + "+json",
+		"config":  blob("application/vnd.oci.empty.v1+json", []byte("{}")),
+		"layers":  []doc{blob(typeBundlePrefix+"+json", bundle)},
+		"subject": doc{"mediaType": typeOCIManifest, "digest": digest, "size": 1},
+	})
+	send(http.MethodPut, "/v2/p/manifests/"+digestOf(m), typeOCIManifest, m)
+	if err := w.contents.VerifySignature(testContext(t), p, key.pem); err != nil {
+		t.Error(err)
 	}
 }
 

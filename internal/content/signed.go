@@ -1,9 +1,11 @@
 package content
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/stileproject/stile/internal/access"
@@ -144,13 +146,13 @@ func (c *Contents) inReferrers(ctx context.Context, p access.Proof, key verifier
 	if err != nil || index == nil {
 		return nil, err
 	}
+	// Some registries give the config's type for the artifact's: what says that it is a
+	// bundle comes first, and the rest is not left out.
+	slices.SortStableFunc(index.Manifests, func(a, b descriptor) int {
+		return cmp.Compare(place(a.ArtifactType), place(b.ArtifactType))
+	})
 	var found []string
-	looked := 0
-	for _, d := range index.Manifests {
-		if d.ArtifactType != "" && !isBundle(d.ArtifactType) || looked == maxSignatures {
-			continue
-		}
-		looked++
+	for _, d := range index.Manifests[:min(len(index.Manifests), maxSignatures)] {
 		why := c.inBundle(ctx, p, key, d.Digest)
 		switch {
 		case why == nil: // it refers to the image and is no signature
@@ -163,6 +165,13 @@ func (c *Contents) inReferrers(ctx context.Context, p access.Proof, key verifier
 		}
 	}
 	return found, nil
+}
+
+func place(artifactType string) int {
+	if isBundle(artifactType) {
+		return 0
+	}
+	return 1
 }
 
 // inBundle looks into one manifest that refers to the image: errSigned, why its bundle

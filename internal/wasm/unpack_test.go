@@ -128,6 +128,7 @@ func TestUnpack(t *testing.T) {
 func TestUnpack_ALimitIsAnErrorAndNeverATruncatedModule(t *testing.T) {
 	t.Parallel()
 	module := wasmtest.Sized(1<<20, 1)
+	small := wasmtest.Named("small")
 	exact := Limits{Module: int64(len(module))}
 	below := Limits{Module: int64(len(module)) - 1}
 	bomb := func(n int) []byte { return append([]byte(Magic+"\x01\x00\x00\x00"), make([]byte, n)...) }
@@ -157,9 +158,9 @@ func TestUnpack_ALimitIsAnErrorAndNeverATruncatedModule(t *testing.T) {
 		{"bomb in another entry", FormLayer, gz(tarOf(tarFile{name: "big", data: make([]byte, 4<<20)}, tarFile{name: "plugin.wasm", data: module})), Limits{Module: 2 << 20, Archive: 3 << 20}, "archive"},
 		{"bomb before a tar", FormLayer, gz(make([]byte, 4<<20)), Limits{Module: 1 << 20}, ""},
 		{"many entries", FormLayer, tarOf(many...), Limits{Entries: 100}, "entries"},
-		{"nested to the limit", FormAny, nest(module, 4), Limits{}, ""},
-		{"nested beyond", FormAny, nest(module, 5), Limits{}, "depth"},
-		{"nested far beyond", FormAny, nest(module, 50), Limits{}, "depth"},
+		{"nested to the limit", FormAny, nest(small, 4), Limits{}, ""},
+		{"nested beyond", FormAny, nest(small, 5), Limits{}, "depth"},
+		{"nested far beyond", FormAny, nest(small, 50), Limits{}, "depth"},
 		{"a zstd window for the whole memory", FormAny, []byte(magicZstd + "\x00\x80\x01\x00\x00"), Limits{}, "archive"},
 	} {
 		t.Run(row.story, func(t *testing.T) {
@@ -173,7 +174,7 @@ func TestUnpack_ALimitIsAnErrorAndNeverATruncatedModule(t *testing.T) {
 				}
 			case row.what != "":
 				t.Fatalf("error %v, want the limit %q", err, row.what)
-			case err == nil && !bytes.Equal(out.Bytes(), module):
+			case err == nil && !bytes.Equal(out.Bytes(), module) && !bytes.Equal(out.Bytes(), small):
 				t.Fatalf("%d bytes and no error: truncated", out.Len())
 			}
 		})
