@@ -126,6 +126,7 @@ func (g *Gate) seed(tag *entry, t try, started int64) *entry {
 	image := tag.image.At(t.digest)
 	e := g.table.find(image, tag.who.cred, tag.who.via)
 	if e == nil {
+		tag.touch(g.now()) // so that room is not made at its own cost
 		if !g.makeRoom(tag.owner) {
 			return nil
 		}

@@ -192,6 +192,24 @@ func TestCaps(t *testing.T) {
 	})
 }
 
+// TestRoomIsNotMadeAtTheCostOfWhoAsks: a tag is answered after minutes, and its digest
+// needs the place of the only entry that is idle, which is the tag.
+func TestRoomIsNotMadeAtTheCostOfWhoAsks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.says("", "", slowly(10*time.Minute, yes(digest(1))))
+		g := running(t, w, Config{MaxPerNamespace: 1, Timeout: time.Hour})
+		tag := plugin(t, "team-a", tagged, as("alice"))
+		g.Check(tag)
+		time.Sleep(11 * time.Minute)
+		wantState(t, g.Check(tag), Unknown, TooManyProofs)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.balance(t)
+	})
+}
+
 func TestForgottenWhenIdle(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

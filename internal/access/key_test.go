@@ -1,6 +1,7 @@
 package access
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -156,5 +157,50 @@ func FuzzRow(f *testing.F) {
 		if ok && string(a.encode(key, r)) != string(value) {
 			t.Errorf("%x was taken for a row", value)
 		}
+	})
+}
+
+// TestSecretsInAnyOrder: two pull secrets in either order, one of them twice, and an
+// entry for another registry in them, are one key, and cost one question.
+func TestSecretsInAnyOrder(t *testing.T) {
+	t.Parallel()
+	keyring := func(name, user string, hosts ...string) oci.Keyring {
+		entries := map[string]any{}
+		for _, h := range hosts {
+			entries[h] = map[string]string{"username": user, "password": "CANARY-" + user}
+		}
+		content, err := json.Marshal(map[string]any{"auths": entries})
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := oci.ParseDockerConfigJSON(testKey, "pull secret team-a/"+name, content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	ann := keyring("ann", "ann", "registry.example:5000")
+	ben := keyring("ben", "ben", "registry.example:5000")
+	more := keyring("more", "ann", "registry.example:5000", "unrelated.example")
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.says("", "", yes(digest(1)))
+		g := running(t, w, Config{})
+		for _, secrets := range [][]oci.Keyring{{ann, ben}, {ben, ann}, {ann, ben, ann}, {ben, more}, {more, ann, ben}} {
+			c, err := oci.JoinKeyrings(secrets...).For(ref(t, pinned))
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.Check(plugin(t, "team-a", pinned, c))
+			synctest.Wait()
+		}
+		if n := len(w.questions()); n != 1 {
+			t.Errorf("five ways to write two credentials cost %d questions", n)
+		}
+		only, err := ann.For(ref(t, pinned))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantState(t, g.Check(plugin(t, "team-a", pinned, only)), Pending, NoReason)
 	})
 }
