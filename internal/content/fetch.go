@@ -30,29 +30,30 @@ func (c *Contents) bring(ctx context.Context, it *item, namespace string) error 
 	if key != nil {
 		return c.bringSigned(ctx, it, *key, askers)
 	}
-	const tries = 2 // what the disk lost is fetched again, once
-	var lost error
-	for range tries {
-		r, err := c.obtain(ctx, it)
-		if err != nil {
-			return problemOf(err)
-		}
-		c.mu.Lock()
-		ok := c.adopt(it, r)
-		invalid := it.problem != nil
-		c.mu.Unlock()
-		if !ok {
-			return &Problem{Reason: ReasonStoreFull, Message: "the record of what was fetched cannot be read back", Retry: true}
-		}
-		if invalid {
-			return nil
-		}
-		lost = c.ready(r.Module, namespace)
-		if !errors.Is(lost, store.ErrCorrupt) && !errors.Is(lost, store.ErrNotFound) {
-			break
-		}
+	err := c.bringOnce(ctx, it, namespace)
+	if errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrNotFound) {
+		err = c.bringOnce(ctx, it, namespace) // what the disk lost is fetched again
 	}
-	return problemOf(lost)
+	return problemOf(err)
+}
+
+func (c *Contents) bringOnce(ctx context.Context, it *item, namespace string) error {
+	r, err := c.obtain(ctx, it)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	ok := c.adopt(it, r)
+	invalid := it.problem != nil
+	c.mu.Unlock()
+	switch {
+	case !ok:
+		return &Problem{Reason: ReasonStoreFull, Message: "the record of what was fetched cannot be read back", Retry: true}
+	case invalid:
+		return nil // there is nothing to make ready
+	default:
+		return c.ready(r.Module, namespace)
+	}
 }
 
 // ready charges the namespace for the module and loads its bytes if they are few.

@@ -13,16 +13,16 @@ import (
 	"testing"
 	"time"
 
-	. "github.com/stileproject/stile/internal/store"
+	"github.com/stileproject/stile/internal/store"
 	"github.com/stileproject/stile/internal/store/storetest"
 )
 
 // life is what a store goes through in the crash test: writes, records that replace
 // others, eviction. It notes what was promised to be durable, and stops at the first
 // error that is the crash.
-func life(t *testing.T, d *Forgetful, promised map[string][]byte) error {
+func life(t *testing.T, d *store.Forgetful, promised map[string][]byte) error {
 	t.Helper()
-	s, err := Open("", d.Options(Options{MaxSize: 400, MaxPerNamespace: 400}))
+	s, err := store.Open("", d.Options(store.Options{MaxSize: 400, MaxPerNamespace: 400}))
 	if err != nil {
 		return err
 	}
@@ -48,12 +48,12 @@ func life(t *testing.T, d *Forgetful, promised map[string][]byte) error {
 				return err
 			}
 		}
-		_, err = w.Commit(Record{Source: "src", Name: "sha256:" + digest}, Record{Source: "src", Name: "latest"})
+		_, err = w.Commit(store.Record{Source: "src", Name: "sha256:" + digest}, store.Record{Source: "src", Name: "latest"})
 		if err != nil {
 			return err
 		}
 		promised[digest] = content
-		if err := s.Put(Record{Source: "src", Name: "facts", Data: fmt.Appendf(nil, `{"n":%d}`, i)}); err != nil {
+		if err := s.Put(store.Record{Source: "src", Name: "facts", Data: fmt.Appendf(nil, `{"n":%d}`, i)}); err != nil {
 			return err
 		}
 	}
@@ -65,7 +65,7 @@ func life(t *testing.T, d *Forgetful, promised map[string][]byte) error {
 // nothing that is handed out is wrong.
 func TestP9_StoppedBetweenAnyTwoOperationsNothingIsLostOrWrong(t *testing.T) {
 	t.Parallel()
-	whole := NewForgetful()
+	whole := store.NewForgetful()
 	if err := life(t, whole, map[string][]byte{}); err != nil {
 		t.Fatal(err)
 	}
@@ -74,11 +74,11 @@ func TestP9_StoppedBetweenAnyTwoOperationsNothingIsLostOrWrong(t *testing.T) {
 		t.Fatalf("only %d operations: is this a life?", total)
 	}
 	for stop := range total {
-		d := NewForgetful()
+		d := store.NewForgetful()
 		d.StopAt(stop)
 		promised := map[string][]byte{}
 		err := life(t, d, promised)
-		if err == nil || !errors.Is(err, ErrCrash) {
+		if err == nil || !errors.Is(err, store.ErrCrash) {
 			t.Fatalf("stopped at %d of %d: %v", stop, total, err)
 		}
 		for seed := range uint64(8) {
@@ -90,8 +90,8 @@ func TestP9_StoppedBetweenAnyTwoOperationsNothingIsLostOrWrong(t *testing.T) {
 	}
 }
 
-func survived(d *Forgetful, promised map[string][]byte) error {
-	s, err := Open("", d.Options(Options{MaxSize: 400}))
+func survived(d *store.Forgetful, promised map[string][]byte) error {
+	s, err := store.Open("", d.Options(store.Options{MaxSize: 400}))
 	if err != nil {
 		return fmt.Errorf("does not open: %w", err)
 	}
@@ -111,7 +111,7 @@ func survived(d *Forgetful, promised map[string][]byte) error {
 		if err == nil && !bytes.Equal(b, content) {
 			return fmt.Errorf("wrong bytes %q", b)
 		}
-		if err != nil && !errors.Is(err, ErrNotFound) {
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return fmt.Errorf("a sync is missing: %w", err)
 		}
 	}
@@ -156,7 +156,7 @@ func TestP9_KilledWhileItWrites(t *testing.T) {
 			}
 		}
 		_ = cmd.Wait()
-		s := open(t, dir, Options{})
+		s := open(t, dir, store.Options{})
 		for d := range promised {
 			if b, err := read(s, d); err != nil || digest(b) != d {
 				t.Errorf("round %d: %.8s: %v", round, d, err)
@@ -170,9 +170,9 @@ func TestP9_KilledWhileItWrites(t *testing.T) {
 }
 
 func writeForEver(dir string) {
-	s, err := Open(dir, Options{})
-	for deadline := time.Now().Add(5 * time.Second); errors.Is(err, ErrInUse) && time.Now().Before(deadline); {
-		s, err = Open(dir, Options{})
+	s, err := store.Open(dir, store.Options{})
+	for deadline := time.Now().Add(5 * time.Second); errors.Is(err, store.ErrInUse) && time.Now().Before(deadline); {
+		s, err = store.Open(dir, store.Options{})
 	}
 	if err != nil {
 		panic(err)

@@ -11,15 +11,15 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/stileproject/stile/internal/secret"
-	. "github.com/stileproject/stile/internal/store"
+	"github.com/stileproject/stile/internal/store"
 	"github.com/stileproject/stile/internal/store/storetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func open(t testing.TB, dir string, o Options) *Store {
+func open(t testing.TB, dir string, o store.Options) *store.Store {
 	t.Helper()
-	s, err := Open(dir, o)
+	s, err := store.Open(dir, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,30 +36,30 @@ var (
 
 func TestStore_OnDisk(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, func(t testing.TB, o Options) *Store { return open(t, t.TempDir(), o) })
+	storetest.Run(t, func(t testing.TB, o store.Options) *store.Store { return open(t, t.TempDir(), o) })
 }
 
 func TestStore_OnAForgetfulDisk(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, func(t testing.TB, o Options) *Store {
-		return open(t, "", NewForgetful().Options(o))
+	storetest.Run(t, func(t testing.TB, o store.Options) *store.Store {
+		return open(t, "", store.NewForgetful().Options(o))
 	})
 }
 
 func TestP9_ARestartFindsEverythingAgain(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := open(t, dir, Options{})
+	s := open(t, dir, store.Options{})
 	a := mustWrite(t, s, "team-a", "reg.example/a", []byte("one"))
 	b := mustWrite(t, s, "team-b", "reg.example/b", []byte("two"))
-	if err := s.Put(Record{Source: "reg.example/c", Name: "facts", Data: []byte(`{"x":1}`)}); err != nil {
+	if err := s.Put(store.Record{Source: "reg.example/c", Name: "facts", Data: []byte(`{"x":1}`)}); err != nil {
 		t.Fatal(err)
 	}
 	before := s.Usage()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s = open(t, dir, Options{})
+	s = open(t, dir, store.Options{})
 	for _, d := range []string{a, b} {
 		if _, err := read(s, d); err != nil {
 			t.Fatal(err)
@@ -86,19 +86,19 @@ func TestP6_AlteredBytesAreNeverServed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			s := open(t, dir, Options{})
+			s := open(t, dir, store.Options{})
 			content := []byte("good content")
 			d := mustWrite(t, s, "ns", "src", content)
 			if _, err := read(s, d); err != nil { // verified once: the next open must see the change all the same
 				t.Fatal(err)
 			}
-			alter(t, filepath.Join(dir, Folder, DirModules, d))
+			alter(t, filepath.Join(dir, store.Folder, store.DirModules, d))
 			b, err := read(s, d)
 			if err == nil || len(b) != 0 {
 				t.Fatalf("served %q", b)
 			}
 			if name != "a link elsewhere" {
-				if !errors.Is(err, ErrCorrupt) {
+				if !errors.Is(err, store.ErrCorrupt) {
 					t.Fatalf("error %v, want ErrCorrupt", err)
 				}
 				if _, ok := s.Get("src", "sha256:"+d); ok {
@@ -128,29 +128,29 @@ func mustDo(t *testing.T, err error) {
 func TestStore_TheSweepRemovesWhatIsNotWhole(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := open(t, dir, Options{})
+	s := open(t, dir, store.Options{})
 	kept := mustWrite(t, s, "ns", "src", []byte("kept"))
 	lost := mustWrite(t, s, "ns", "src2", []byte("its file goes"))
 	altered := mustWrite(t, s, "ns", "src3", []byte("its record is altered"))
 	mustDo(t, s.Close())
-	in := func(parts ...string) string { return filepath.Join(append([]string{dir, Folder}, parts...)...) }
-	mustDo(t, os.Remove(in(DirModules, lost)))
-	rewrite(t, in(DirModules, digest([]byte("orphan"))), []byte("orphan"))
-	rewrite(t, in(DirModules, "notes.txt"), []byte("not a digest"))
-	rewrite(t, in(DirTemp, "half"), []byte("half"))
-	rewrite(t, in(DirRecords, "x.json"), []byte("not a record"))
-	record := in(DirRecords, RecordFile("src3", "sha256:"+altered))
+	in := func(parts ...string) string { return filepath.Join(append([]string{dir, store.Folder}, parts...)...) }
+	mustDo(t, os.Remove(in(store.DirModules, lost)))
+	rewrite(t, in(store.DirModules, digest([]byte("orphan"))), []byte("orphan"))
+	rewrite(t, in(store.DirModules, "notes.txt"), []byte("not a digest"))
+	rewrite(t, in(store.DirTemp, "half"), []byte("half"))
+	rewrite(t, in(store.DirRecords, "x.json"), []byte("not a record"))
+	record := in(store.DirRecords, store.RecordFile("src3", "sha256:"+altered))
 	b, err := os.ReadFile(record)
 	mustDo(t, err)
 	rewrite(t, record, bytes.Replace(b, []byte("src3"), []byte("src4"), 1))
-	s = open(t, dir, Options{})
+	s = open(t, dir, store.Options{})
 	if u := s.Usage(); u.Modules != 1 || u.Records != 1 || !s.Has(kept) {
 		t.Fatalf("after the sweep: %+v", u)
 	}
-	for _, sub := range []string{DirModules, DirRecords, DirTemp} {
+	for _, sub := range []string{store.DirModules, store.DirRecords, store.DirTemp} {
 		left, err := os.ReadDir(in(sub))
 		mustDo(t, err)
-		want := map[string]int{DirModules: 1, DirRecords: 1, DirTemp: 0}[sub]
+		want := map[string]int{store.DirModules: 1, store.DirRecords: 1, store.DirTemp: 0}[sub]
 		if len(left) != want {
 			t.Errorf("%s has %d files, want %d: %v", sub, len(left), want, left)
 		}
@@ -160,37 +160,37 @@ func TestStore_TheSweepRemovesWhatIsNotWhole(t *testing.T) {
 func TestStore_OneProcessAtATime(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := open(t, dir, Options{})
+	s := open(t, dir, store.Options{})
 	d := mustWrite(t, s, "ns", "src", []byte("x"))
-	if _, err := Open(dir, Options{}); !errors.Is(err, ErrInUse) {
+	if _, err := store.Open(dir, store.Options{}); !errors.Is(err, store.ErrInUse) {
 		t.Fatalf("error %v, want ErrInUse", err)
 	}
-	reader := open(t, dir, Options{ReadOnly: true})
+	reader := open(t, dir, store.Options{ReadOnly: true})
 	if b, err := read(reader, d); err != nil || string(b) != "x" {
 		t.Fatalf("read-only: %q, %v", b, err)
 	}
-	if _, err := write(reader, "ns", "src", []byte("y")); !errors.Is(err, ErrReadOnly) {
+	if _, err := write(reader, "ns", "src", []byte("y")); !errors.Is(err, store.ErrReadOnly) {
 		t.Fatalf("error %v, want ErrReadOnly", err)
 	}
 	mustDo(t, s.Close())
-	open(t, dir, Options{})
+	open(t, dir, store.Options{})
 }
 
 func TestStore_AForeignFolderIsNotTouched(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	mustDo(t, os.MkdirAll(filepath.Join(dir, Folder), 0o700))
-	rewrite(t, filepath.Join(dir, Folder, "thesis.tex"), []byte("years of work"))
-	if _, err := Open(dir, Options{}); err == nil {
+	mustDo(t, os.MkdirAll(filepath.Join(dir, store.Folder), 0o700))
+	rewrite(t, filepath.Join(dir, store.Folder, "thesis.tex"), []byte("years of work"))
+	if _, err := store.Open(dir, store.Options{}); err == nil {
 		t.Fatal("opened")
 	}
-	if b, err := os.ReadFile(filepath.Join(dir, Folder, "thesis.tex")); err != nil || string(b) != "years of work" {
+	if b, err := os.ReadFile(filepath.Join(dir, store.Folder, "thesis.tex")); err != nil || string(b) != "years of work" {
 		t.Fatal("touched")
 	}
 	other := t.TempDir()
-	mustDo(t, os.MkdirAll(filepath.Join(other, Folder), 0o700))
-	rewrite(t, filepath.Join(other, Folder, FileFormat), []byte("stile store 2\n"))
-	if _, err := Open(other, Options{}); err == nil {
+	mustDo(t, os.MkdirAll(filepath.Join(other, store.Folder), 0o700))
+	rewrite(t, filepath.Join(other, store.Folder, store.FileFormat), []byte("stile store 2\n"))
+	if _, err := store.Open(other, store.Options{}); err == nil {
 		t.Fatal("a store of another format was opened")
 	}
 }
@@ -203,15 +203,15 @@ func TestStore_RecordsOfAnotherKeyAreDropped(t *testing.T) {
 		return root.Key(secret.ForRows)
 	}
 	dir := t.TempDir()
-	s := open(t, dir, Options{Keys: []secret.Key{key(1)}})
+	s := open(t, dir, store.Options{Keys: []secret.Key{key(1)}})
 	d := mustWrite(t, s, "ns", "src", []byte("x"))
 	mustDo(t, s.Close())
-	s = open(t, dir, Options{Keys: []secret.Key{key(2), key(1)}}) // rotated
+	s = open(t, dir, store.Options{Keys: []secret.Key{key(2), key(1)}}) // rotated
 	if !s.Has(d) {
 		t.Fatal("lost by rotation")
 	}
 	mustDo(t, s.Close())
-	s = open(t, dir, Options{Keys: []secret.Key{key(3)}})
+	s = open(t, dir, store.Options{Keys: []secret.Key{key(3)}})
 	if s.Has(d) {
 		t.Fatal("adopted from whoever wrote it")
 	}
