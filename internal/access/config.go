@@ -71,8 +71,8 @@ type Config struct {
 	// Archive keeps proofs over a restart; nil = they are not kept. The Gate writes it
 	// while it runs; whoever opened it closes it after Run.
 	Archive *Archive
-	// Audit receives JSON lines, see AuditEvent; nil = none. It is written to by one
-	// goroutine, which nothing waits for.
+	// Audit receives JSON lines, see AuditEvent, whole lines at a time; nil = none. It is
+	// written to by one goroutine, which nothing waits for.
 	Audit io.Writer
 }
 
