@@ -149,7 +149,7 @@ type readerFunc func([]byte) (int, error)
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // Main itself, with a real signal to this process.
-func TestMain_SignalEndsServe(t *testing.T) {
+func TestMain_SignalEndsServe(t *testing.T) { //nolint:paralleltest // the signal is for the whole process
 	folder := t.TempDir()
 	write(t, folder, "resources/a.yaml", "# none\n")
 	for signal, code := range map[syscall.Signal]int{syscall.SIGINT: Interrupted, syscall.SIGTERM: OK} {

@@ -27,6 +27,7 @@ type documents struct {
 	plugins []*v1alpha1.WasmPlugin // of two of one name the first
 	invalid map[plugin.Key][]v1alpha1.Finding
 	secrets map[plugin.Key]*document.Secret
+	classes map[plugin.Key]string // of the Gateways
 }
 
 // readDocuments reads paths, folders recursively. A path that does not exist is a usage
@@ -102,7 +103,7 @@ func (a *app) readPath(verb, path string) ([]document.Document, error) {
 func gather(docs []document.Document) *documents {
 	d := &documents{
 		report:  document.Report(docs),
-		invalid: map[plugin.Key][]v1alpha1.Finding{}, secrets: map[plugin.Key]*document.Secret{},
+		invalid: map[plugin.Key][]v1alpha1.Finding{}, secrets: map[plugin.Key]*document.Secret{}, classes: map[plugin.Key]string{},
 	}
 	seen := map[plugin.Key]bool{}
 	for _, doc := range docs {
@@ -122,6 +123,10 @@ func gather(docs []document.Document) *documents {
 		case *document.Secret:
 			if d.secrets[key] == nil {
 				d.secrets[key] = o
+			}
+		case *document.Gateway:
+			if _, twice := d.classes[key]; !twice {
+				d.classes[key] = o.Class
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/plugin"
 	"github.com/stileproject/stile/internal/source/file"
 	"github.com/stileproject/stile/internal/xds"
@@ -20,17 +20,19 @@ import (
 
 // nodeInput is the flags by which a verb is told of one proxy and its listeners.
 type nodeInput struct {
+	config        *configInput
 	paths         *[]string
 	node, envoy   string
 	rootNamespace string
 }
 
-func nodeFlags(cmd *cobra.Command) *nodeInput {
-	in := &nodeInput{paths: pathFlags(cmd)}
+// nodeFlags adds them; config is the verb's --config.
+func nodeFlags(cmd *cobra.Command, config *configInput) *nodeInput {
+	in := &nodeInput{config: config, paths: pathFlags(cmd)}
 	flags := cmd.Flags()
 	flags.StringVar(&in.node, "node", "", "file with Envoy's Node message (id, cluster, metadata), JSON or YAML")
 	flags.StringVar(&in.envoy, "envoy", "", "Envoy file, or folder of <cluster>.yaml files")
-	flags.StringVar(&in.rootNamespace, "root-namespace", v1alpha1.DefaultConfig().RootNamespace, "namespace whose plugins reach the proxies of all namespaces")
+	flags.StringVar(&in.rootNamespace, "root-namespace", "", "namespace whose plugins reach the proxies of all namespaces (else that of the configuration)")
 	return in
 }
 
@@ -51,6 +53,10 @@ func (in *nodeInput) read(ctx context.Context, a *app, verb string, args []strin
 	case in.envoy == "":
 		return nil, usagef("%s: --envoy FILE or folder is missing: the proxy's own listeners", verb)
 	}
+	loaded, err := a.loadConfig(in.config)
+	if err != nil {
+		return nil, err
+	}
 	docs, err := a.readDocuments(ctx, verb, append(slices.Clone(*in.paths), args...))
 	if err != nil {
 		return nil, err
@@ -69,9 +75,10 @@ func (in *nodeInput) read(ctx context.Context, a *app, verb string, args []strin
 	if err := in.readEnvoy(a, verb, s); err != nil {
 		return nil, err
 	}
+	s.node = s.node.Classed(docs.classes)
 	s.inputs = plugin.Inputs{
-		RootNamespace: in.rootNamespace, Plugins: docs.plugins, Invalid: docs.invalid,
-		Node: s.node, Listeners: s.file.Listeners(),
+		RootNamespace: cmp.Or(in.rootNamespace, loaded.RootNamespace), Plugins: docs.plugins, Invalid: docs.invalid,
+		Node: s.node, Listeners: s.file.Listeners(), ExtraAnchors: anchors(loaded.Config),
 	}
 	return s, nil
 }
@@ -129,7 +136,7 @@ Exits with 3 if a document is invalid; the rest is explained all the same.`,
 		Args: cobra.ArbitraryArgs,
 	}
 	out := outputFlag(cmd)
-	in := nodeFlags(cmd)
+	in := nodeFlags(cmd, configFileFlag(cmd))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s, err := in.read(cmd.Context(), a, "explain", args)
 		if err != nil {

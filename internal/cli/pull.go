@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stileproject/stile/internal/content"
+	"github.com/stileproject/stile/internal/source/file"
 	"github.com/stileproject/stile/internal/wasm"
 )
 
@@ -32,18 +34,21 @@ func pullVerb(a *app) *cobra.Command {
 		Short: "Fetch a Wasm module, verified to the last byte",
 		Long: `Fetches the module, whatever its packaging, and writes it to a file, which is whole or not
 there. --sha256 is what must come, as in a WasmPlugin: the manifest's digest of an image,
-the unpacked module's sum at a URL. Exits with 7 if something else comes.`,
+the unpacked module's sum at a URL. --verification-key is whose signature it must bear.
+Exits with 7 if something else comes.`,
 		Example: `  stile pull registry.example/team/filter:v1 --output filter.wasm
   stile pull https://example.com/filter.wasm --output filter.wasm --sha256 9f86d0…`,
 		Args: arguments(1, 1, "IMAGE|URL"),
 	}
-	var output, sum string
+	var output string
+	var want expected
 	cmd.Flags().StringVar(&output, "output", "", "file to write the module to, \"-\" for stdout")
-	cmd.Flags().StringVar(&sum, "sha256", "", "64 hexadecimal digits that must come")
+	cmd.Flags().StringVar(&want.sum, "sha256", "", "64 hexadecimal digits that must come")
+	cmd.Flags().StringVar(&want.keyFile, "verification-key", "", "PEM file of the public key by which the image must be signed (cosign)")
 	out := formatFlag(cmd)
 	in := registryFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		r, err := a.pull(cmd.Context(), in, args[0], output, sum)
+		r, err := a.pull(cmd.Context(), in, args[0], output, want)
 		if err != nil || output == "-" {
 			return err
 		}
@@ -62,7 +67,36 @@ the unpacked module's sum at a URL. Exits with 7 if something else comes.`,
 	return cmd
 }
 
-func (a *app) pull(ctx context.Context, in *registryInput, arg, output, sum string) (*pullReport, error) {
+// expected is what must come.
+type expected struct {
+	sum     string // 64 hexadecimal digits; "" = whatever comes
+	keyFile string // the public key of its signature; "" = none is asked for
+	key     string // its content
+}
+
+// check reads what the user expects and holds it against the target.
+func (e *expected) check(t target) (err error) {
+	if e.sum, err = parseSum(e.sum); err != nil {
+		return err
+	}
+	if d := t.image.Digest(); e.sum != "" && d != "" && d != "sha256:"+e.sum {
+		return usagef("pull: --sha256 and the digest of the image contradict each other")
+	}
+	if e.keyFile == "" {
+		return nil
+	}
+	if t.url != "" {
+		return usagef("pull: --verification-key: what a URL delivers is not signed; use --sha256")
+	}
+	key, err := file.Read(e.keyFile)
+	if err != nil {
+		return fail(Usage, fmt.Errorf("pull: --verification-key: %w", err), "name a file with a public key in PEM form")
+	}
+	e.key = string(key)
+	return nil
+}
+
+func (a *app) pull(ctx context.Context, in *registryInput, arg, output string, want expected) (*pullReport, error) {
 	if output == "" {
 		return nil, usagef("pull: --output FILE is missing")
 	}
@@ -70,13 +104,10 @@ func (a *app) pull(ctx context.Context, in *registryInput, arg, output, sum stri
 	if err != nil {
 		return nil, err
 	}
-	sum, err = parseSum(sum)
-	if err != nil {
+	if err := want.check(t); err != nil {
 		return nil, err
 	}
-	if d := t.image.Digest(); sum != "" && d != "" && d != "sha256:"+sum {
-		return nil, usagef("pull: --sha256 and the digest of the image contradict each other")
-	}
+	sum := want.sum
 	ctx, b, err := in.openBench(ctx, a, t)
 	if err != nil {
 		return nil, err
@@ -85,6 +116,11 @@ func (a *app) pull(ctx context.Context, in *registryInput, arg, output, sum stri
 	m, err := b.fetch(ctx, in, a, t, sum)
 	if err != nil && m.SHA256 == "" {
 		return nil, contentFailure(err)
+	}
+	if want.key != "" {
+		if err := b.contents.VerifySignature(ctx, m.proof, want.key); err != nil {
+			return nil, signatureFailure(err)
+		}
 	}
 	if sum != "" && t.url == "" && m.Digest != "sha256:"+sum {
 		return nil, fail(VerificationFailed, fmt.Errorf("pull %s: the digest is %s, not sha256:%s", t.image, m.Digest, sum), "do not use the image until you know why")
@@ -110,6 +146,14 @@ func (a *app) pull(ctx context.Context, in *registryInput, arg, output, sum stri
 		return nil, fail(Failed, fmt.Errorf("pull: write %s: %w", output, withoutPath(err)), "name a file in a folder that this user may write")
 	}
 	return r, nil
+}
+
+// signatureFailure is contentFailure of a verification.
+func signatureFailure(err error) error {
+	if p, ok := errors.AsType[*content.Problem](err); ok && p.Reason == content.ReasonSignatureInvalid {
+		return fail(VerificationFailed, err, "do not use the image until you know why; is it the right key?")
+	}
+	return contentFailure(err)
 }
 
 // parseSum takes 64 hexadecimal digits, also behind "sha256:", and gives them in lower case.

@@ -2,7 +2,12 @@ package cli
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -237,6 +242,8 @@ func TestPushPullInspectCheck(t *testing.T) {
 			r.stile("pull", r.image(":v1"), "--output", other, "--authfile", r.bad).want(t, Unauthorized)
 			r.stile("pull", r.image(":none"), "--output", other, "--authfile", r.good).want(t, NotFound)
 			r.stile("pull", r.image(":v1"), "--output", other, "--sha256", strings.Repeat("0", 64), "--authfile", r.good).want(t, VerificationFailed, "digest")
+			r.stile("pull", r.image(":v1"), "--output", other, "--verification-key", publicKey(t), "--authfile", r.good).want(t, VerificationFailed, "SignatureInvalid")
+			r.stile("pull", r.image(":v1"), "--output", other, "--verification-key", file+".missing", "--authfile", r.good).want(t, Usage, "--verification-key")
 			r.stile("inspect", r.image(":v1"), "--authfile", r.bad).want(t, Unauthorized)
 			r.stile("push", file, r.image(":v2"), "--authfile", r.bad).want(t, Unauthorized)
 			if left, _ := filepath.Glob(filepath.Join(folder, "*other*")); len(left) != 0 {
@@ -244,6 +251,20 @@ func TestPushPullInspectCheck(t *testing.T) {
 			}
 		})
 	}
+}
+
+// publicKey writes the public key of nobody who has signed anything.
+func publicKey(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return write(t, t.TempDir(), "key.pub", string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
 }
 
 func TestPull_URL(t *testing.T) {

@@ -115,16 +115,19 @@ func get(t *testing.T, url string) (int, string) {
 // eventually asks until the answer satisfies want.
 func eventually(t *testing.T, url string, want func(int, string) bool) string {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.After(20 * time.Second)
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
 	for {
 		status, body := get(t, url)
 		if want(status, body) {
 			return body
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-again.C:
+		case <-deadline:
 			t.Fatalf("%s: never as wanted, last %d: %s", url, status, body)
 		}
-		time.Sleep(5 * time.Millisecond) //nolint:forbidigo // asks another server until it answers
 	}
 }
 

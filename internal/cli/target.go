@@ -167,7 +167,8 @@ func verdictFailure(image oci.Reference, v access.Verdict) error {
 // fetched is a module that has been fetched and verified.
 type fetched struct {
 	content.Module
-	open func() (io.ReadSeekCloser, error)
+	proof access.Proof // of an image
+	open  func() (io.ReadSeekCloser, error)
 }
 
 // fetch fetches the module of an image or a URL. sha256 is what the module at a URL must
@@ -191,7 +192,7 @@ func (b *bench) fetch(ctx context.Context, in *registryInput, a *app, t target, 
 		return fetched{}, err
 	}
 	m, err := b.contents.Fetch(ctx, proof)
-	return fetched{Module: m, open: func() (io.ReadSeekCloser, error) { return b.contents.Open(proof) }}, err
+	return fetched{Module: m, proof: proof, open: func() (io.ReadSeekCloser, error) { return b.contents.Open(proof) }}, err
 }
 
 // contentFailure gives an error of package content its exit code and remedy.

@@ -34,7 +34,8 @@ Exits with 3 if a document or the Envoy file is invalid; the rest is translated 
   stile translate -f resources/ --node node.yaml --envoy edge.yaml --offline --snippet`,
 		Args: cobra.ArbitraryArgs,
 	}
-	t := &translate{app: a, out: outputFlag(cmd), scene: nodeFlags(cmd), registries: registryFlags(cmd)}
+	t := &translate{app: a, out: outputFlag(cmd), registries: registryFlags(cmd)}
+	t.scene = nodeFlags(cmd, t.registries.config)
 	t.out.format = "json" // the resources are for programs
 	cmd.Flags().Lookup("output").DefValue = t.out.format
 	flags := cmd.Flags()
