@@ -45,6 +45,7 @@ func (c *Contents) bringOnce(ctx context.Context, it *item, namespace string) er
 	c.mu.Lock()
 	ok := c.adopt(it, r)
 	invalid := it.problem != nil
+	inline := ok && it.module.Size <= c.config.InlineMax
 	c.mu.Unlock()
 	switch {
 	case !ok:
@@ -52,13 +53,13 @@ func (c *Contents) bringOnce(ctx context.Context, it *item, namespace string) er
 	case invalid:
 		return nil // there is nothing to make ready
 	default:
-		return c.ready(r.Module, namespace)
+		return c.ready(r.Module, namespace, inline)
 	}
 }
 
-// ready charges the namespace for the module and loads its bytes if they are few.
-func (c *Contents) ready(digest, namespace string) error {
-	if err := c.store.Use(digest, namespace); err != nil {
+// ready charges the namespace for the module and loads its bytes if they are wanted.
+func (c *Contents) ready(digest, namespace string, inline bool) error {
+	if err := c.store.Use(digest, namespace); err != nil || !inline {
 		return err
 	}
 	c.mu.Lock()
@@ -72,9 +73,6 @@ func (c *Contents) ready(digest, namespace string) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	if f.Size > c.config.InlineMax {
-		return nil
-	}
 	b, err := io.ReadAll(io.LimitReader(f, f.Size+1))
 	if err != nil {
 		return fmt.Errorf("read module %s: %w", digest, err)
