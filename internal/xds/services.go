@@ -89,6 +89,10 @@ const (
 	// streamsPerConnection is more than a proxy opens: ADS, or one stream for each type.
 	streamsPerConnection = 16
 	bufferSize           = 4 << 10
+	// maxAge lets proxies spread over replicas; grpc adds a jitter of a tenth. It is long since a
+	// proxy that speaks the state of the world is sent its modules anew whenever it connects: there
+	// is no other way to be sure that it has them. One that speaks delta is not.
+	maxAge = 12 * time.Hour
 )
 
 // ServerOptions returns the options with which to make the gRPC server that Register is given:
@@ -108,7 +112,7 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time:                  time.Minute,
 			Timeout:               20 * time.Second,
-			MaxConnectionAge:      time.Hour, // grpc adds a jitter of a tenth
+			MaxConnectionAge:      maxAge,
 			MaxConnectionAgeGrace: 10 * time.Second,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"slices"
 	"strconv"
 	"time"
@@ -255,7 +256,7 @@ func (s *stream) handle(ctx context.Context, r request) error {
 		s.begin(w, r)
 	}
 	w.requests++
-	s.acknowledge(w, r)
+	s.acknowledge(ctx, w, r)
 	if s.delta {
 		s.applyDelta(w, r)
 	} else {
@@ -352,7 +353,7 @@ func (s *stream) begin(w *watch, r request) {
 }
 
 // acknowledge takes a request as the proxy's answer to the last response, if that is what it is.
-func (s *stream) acknowledge(w *watch, r request) {
+func (s *stream) acknowledge(ctx context.Context, w *watch, r request) {
 	if w.flight == nil || r.nonce == "" || r.nonce != w.nonce {
 		return // the first request of its type, new names alone, or an answer overtaken by events
 	}
@@ -361,7 +362,11 @@ func (s *stream) acknowledge(w *watch, r request) {
 		return
 	}
 	s.server.metrics.refused(w.kind)
-	s.server.log.Warn("a proxy rejected its configuration", "node", s.node.ID, "cluster", s.node.Cluster,
+	level := slog.LevelWarn
+	if slices.ContainsFunc(w.flight.items, func(i item) bool { return i.remote }) {
+		level = slog.LevelDebug // it is fetching, as it was asked to; the ledger says if that goes on
+	}
+	s.server.log.Log(ctx, level, "a proxy rejected its configuration", "node", s.node.ID, "cluster", s.node.Cluster,
 		"type", shortType(w.kind), "message", cleanMessage(r.refused.GetMessage()))
 	s.rejected(w, r.refused.GetMessage())
 }
