@@ -126,7 +126,7 @@ func TestLoad(t *testing.T) {
 	}
 	cpu := cpuSeconds()
 	t.Logf("connect:   %v, server CPU %.1fs", tell("connect"), cpuSeconds()-cpu)
-	time.Sleep(time.Second)
+	pause(time.Second)
 	full := memory()
 	t.Logf("memory:    %.1f KiB for each quiet stream (heap %.1f MiB, stacks %.1f MiB, process %.0f MiB)",
 		float64(full.total()-empty.total())/float64(n)/1024, float64(full.heap)/(1<<20), float64(full.stack)/(1<<20), float64(full.rss)/(1<<20))
@@ -143,6 +143,9 @@ func TestLoad(t *testing.T) {
 	in.Close()
 	_ = client.Wait()
 }
+
+// pause lets what was sent arrive, or not.
+func pause(d time.Duration) { <-time.After(d) }
 
 type usage struct{ heap, stack, rss uint64 }
 
@@ -222,7 +225,7 @@ func loadClients(n int, address string) {
 			started = time.Now()
 			each(true)
 			for configured.Load() < int64(n) {
-				time.Sleep(10 * time.Millisecond)
+				pause(10 * time.Millisecond)
 			}
 			say(map[string]any{"configured": configured.Load(), "took": time.Since(started).String(), "bytes": received.Load()})
 			received.Store(0)
@@ -238,11 +241,11 @@ func loadClients(n int, address string) {
 				_ = c.conn.Close()
 			}
 			each(false)
-			time.Sleep(2 * time.Second)
+			pause(2 * time.Second)
 			say(map[string]any{"took": (time.Since(started) - 2*time.Second).String(), "resourceBytes": received.Load()})
 		default:
 			at, _ := strconv.ParseInt(in.Text(), 10, 64)
-			time.Sleep(2 * time.Second)
+			pause(2 * time.Second)
 			mu.Lock()
 			slices.Sort(times)
 			m := map[string]any{"reached": len(times), "bytes": received.Load()}

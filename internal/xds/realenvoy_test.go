@@ -158,7 +158,7 @@ func (w *realWorld) publish(d xds.Delivery, config string) {
 func (w *realWorld) get() string {
 	w.t.Helper()
 	w.envoy.WaitReady()
-	r, err := http.Get("http://" + w.envoy.Listener("in") + "/") //nolint:noctx // loopback
+	r, err := http.Get("http://" + w.envoy.Listener("in") + "/")
 	if err != nil {
 		return err.Error()
 	}

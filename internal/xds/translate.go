@@ -178,9 +178,9 @@ func (t *translation) http(c *listenerv3.FilterChain, plan *plugin.ChainPlan) er
 }
 
 // insert returns filters with the placements before, or in place of, those that they name, and
-// without the dropped ones. make returns false for a plugin that cannot be inserted; where such
+// without the dropped ones. filter returns false for a plugin that cannot be inserted; where such
 // a plugin would have taken a filter's place the filter stays.
-func insert[F any](filters []F, placements []plugin.Placement, drop []int, make func(plugin.Placement) (F, bool)) []F {
+func insert[F any](filters []F, placements []plugin.Placement, drop []int, filter func(plugin.Placement) (F, bool)) []F {
 	out := []F{}
 	for i := 0; i <= len(filters); i++ {
 		replaced := false
@@ -188,7 +188,7 @@ func insert[F any](filters []F, placements []plugin.Placement, drop []int, make 
 			if at := min(max(p.At, 0), len(filters)); at != i {
 				continue
 			}
-			f, ok := make(p)
+			f, ok := filter(p)
 			if !ok {
 				continue
 			}

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -52,8 +53,12 @@ func validateAll(m proto.Message) error {
 
 // The errors that the generated validators return.
 type (
-	ruleErrors interface{ AllErrors() []error }
-	ruleError  interface {
+	ruleErrors interface {
+		error
+		AllErrors() []error
+	}
+	ruleError interface {
+		error
 		Field() string
 		Reason() string
 		Cause() error
@@ -62,24 +67,22 @@ type (
 
 // rules flattens what a generated validator returned into one finding for each field.
 func (v *validator) rules(d protoreflect.MessageDescriptor, err error, path string) {
-	if all, ok := err.(ruleErrors); ok { //nolint:errorlint // generated code returns these very types
+	if all, ok := errors.AsType[ruleErrors](err); ok {
 		for _, e := range all.AllErrors() {
 			v.rules(d, e, path)
 		}
 		return
 	}
-	e, ok := err.(ruleError) //nolint:errorlint // as above
+	e, ok := errors.AsType[ruleError](err)
 	if !ok {
 		v.add(path, "Invalid", "%v", err)
 		return
 	}
 	at, inner := fieldPath(d, e.Field(), path)
 	if cause := e.Cause(); cause != nil && inner != nil {
-		if _, nested := cause.(ruleErrors); nested { //nolint:errorlint // as above
-			v.rules(inner, cause, at)
-			return
-		}
-		if _, nested := cause.(ruleError); nested { //nolint:errorlint // as above
+		_, many := errors.AsType[ruleErrors](cause)
+		_, one := errors.AsType[ruleError](cause)
+		if many || one {
 			v.rules(inner, cause, at)
 			return
 		}
