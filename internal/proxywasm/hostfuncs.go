@@ -41,7 +41,7 @@ func hostLog(c hostCall) status {
 func hostLogLevel(c hostCall) status {
 	for i, level := range logLevels {
 		if c.p.log.Enabled(c.ctx, level) {
-			return c.result(0, uint32(i)) //nolint:gosec // 0 to 5
+			return c.result(0, uint32(i))
 		}
 	}
 	return c.result(0, uint32(len(logLevels)-1))
@@ -56,7 +56,7 @@ func (c hostCall) result(i int, v uint32) status {
 }
 
 func hostTime(c hostCall) status {
-	if !c.mem.WriteUint64Le(c.u32(0), uint64(time.Now().UnixNano())) { //nolint:gosec // after 1970
+	if !c.mem.WriteUint64Le(c.u32(0), uint64(time.Now().UnixNano())) {
 		return statusInvalidMemoryAccess
 	}
 	return statusOK
@@ -246,7 +246,7 @@ func hostHeadersSize(c hostCall) status {
 	for _, e := range *h {
 		size += len(e.Name) + len(e.Value)
 	}
-	return c.result(1, uint32(size)) //nolint:gosec // bounded by the guest's memory
+	return c.result(1, uint32(size))
 }
 
 // hostGetProperty answers paths, whose parts are separated by NULs.
