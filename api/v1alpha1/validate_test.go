@@ -99,6 +99,9 @@ func TestValidate(t *testing.T) {
 		"another checksum than the url's": {spec(func(s *v1alpha1.WasmPluginSpec) {
 			s.URL, s.SHA256 = "r.example/a@sha256:"+hex64, strings.Repeat("0", 64)
 		}), []string{"spec.sha256 error Invalid"}},
+		"another checksum than an http url's": {spec(func(s *v1alpha1.WasmPluginSpec) {
+			s.URL, s.SHA256 = "https://h.example/a@sha256:"+hex64, strings.Repeat("0", 64)
+		}), []string{"spec.sha256 error Invalid"}},
 		"open authentication": {spec(func(s *v1alpha1.WasmPluginSpec) { s.Phase, s.FailStrategy = v1alpha1.PhaseAuthN, v1alpha1.FailOpen }),
 			[]string{"spec.failStrategy warning NotRecommended"}},
 		"open statistics": {spec(func(s *v1alpha1.WasmPluginSpec) { s.Phase, s.FailStrategy = v1alpha1.PhaseStats, v1alpha1.FailOpen }), nil},

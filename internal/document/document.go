@@ -74,15 +74,10 @@ type Gateway struct {
 }
 
 // Read splits a file and reads each document of it. It returns the documents that hold
-// anything, in the order of the file; a file that is not text gives one Document with a
+// anything, in the order of the file; one that is not text gives a Document with a
 // finding. It never fails.
 func Read(file string, data []byte) []Document {
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
-	if at := invalidUTF8(data); at >= 0 {
-		d := Document{File: file, Line: 1 + bytes.Count(data[:at], []byte("\n"))}
-		d.add(d.Line, "", v1alpha1.SeverityError, v1alpha1.ReasonSyntax, "is not UTF-8 text")
-		return []Document{d}
-	}
 	var docs []Document
 	for i, c := range split(data) {
 		docs = append(docs, readChunk(file, i, c)...)
@@ -105,6 +100,11 @@ func invalidUTF8(data []byte) int {
 
 func readChunk(file string, index int, c chunk) []Document {
 	d := Document{File: file, Index: index, Line: c.line + 1}
+	if at := invalidUTF8(c.text); at >= 0 {
+		d.Line += bytes.Count(c.text[:at], []byte("\n"))
+		d.add(d.Line, "", v1alpha1.SeverityError, v1alpha1.ReasonSyntax, "is not UTF-8 text")
+		return []Document{d}
+	}
 	y, err := parse(c)
 	if y == nil && err == nil {
 		return nil
@@ -125,6 +125,9 @@ func readChunk(file string, index int, c chunk) []Document {
 		}
 		d.add(line, "", v1alpha1.SeverityError, v1alpha1.ReasonSyntax, err.Error())
 		return []Document{d}
+	}
+	if root.kind == null {
+		return nil // as templates leave where they make nothing
 	}
 	return d.open(root, early, "", "")
 }

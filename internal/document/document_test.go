@@ -46,6 +46,7 @@ func TestRead_CountsDocuments(t *testing.T) {
 		"nothing but space":            {"\n\n  \n", nil},
 		"nothing but a comment":        {"# x\n", nil},
 		"nothing but marks":            {"---\n---\n---\n", nil},
+		"null is nothing, and counts":  {"null\n---\n" + doc("a") + "---\n~\n---\n" + doc("b"), []string{"1:3 Secret ns/a", "3:9 Secret ns/b"}},
 		"two":                          {doc("a") + "---\n" + doc("b"), []string{"0:1 Secret ns/a", "1:5 Secret ns/b"}},
 		"a leading mark makes none":    {"---\n" + doc("a"), []string{"0:2 Secret ns/a"}},
 		"nor with a comment before it": {"# licence\n---\n" + doc("a"), []string{"0:3 Secret ns/a"}},
@@ -91,9 +92,11 @@ func TestRead_Findings(t *testing.T) {
 		"syntax": {"a: [\n", []string{"0:1  error Syntax"}},
 		"syntax in one of two": {"a: [\n---\n" + head + "spec: {url: 'a b'}\n", []string{
 			"0:1  error Syntax", "1:6 spec.url error Invalid"}},
-		"tab":                              {"a:\n\tb: c\n", []string{"0:2  error Syntax"}},
-		"not UTF-8":                        {"a: \xff\n", []string{"0:1  error Syntax"}},
-		"UTF-16":                           {"a\x00:\x00\n\x00", []string{"0:1  error Syntax"}},
+		"tab":       {"a:\n\tb: c\n", []string{"0:2  error Syntax"}},
+		"not UTF-8": {"a: \xff\n", []string{"0:1  error Syntax"}},
+		"UTF-16":    {"a\x00:\x00\n\x00", []string{"0:1  error Syntax"}},
+		"a document that is not UTF-8 takes no other along": {head + "spec: {url: 'a b'}\n---\na: b\nc: \xe4\n---\n" + head + "spec: {url: 'a b'}\n", []string{
+			"0:4 spec.url error Invalid", "1:7  error Syntax", "2:9 metadata.name warning Duplicate", "2:12 spec.url error Invalid"}},
 		"zero byte":                        {"kind: x\na: \x00\n", []string{"0:2  error Syntax"}},
 		"a scalar":                         {"hello\n", []string{"0:1  error Invalid"}},
 		"a list":                           {"- a\n", []string{"0:1  error Invalid"}},

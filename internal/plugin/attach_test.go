@@ -165,7 +165,7 @@ func TestEveryPluginIsInTheChainOrSkippedWithAReason(t *testing.T) {
 		{name: "TCP chain", listener: listener(tcp), http: "WrongChainType"},
 		{name: "QUIC", listener: quic, network: "NotOnQUIC"},
 		{name: "skipped listener", listener: skipped, http: "ListenerSkipped", network: "ListenerSkipped"},
-		{name: "empty chain", listener: listener(plugin.Chain{Type: plugin.ChainTCP}), http: "WrongChainType", network: "EmptyChain"},
+		{name: "empty chain", listener: listener(plugin.Chain{Type: plugin.ChainTCP}), http: "EmptyChain", network: "EmptyChain"},
 		{name: "no HTTP filters", listener: listener(plugin.Chain{Type: plugin.ChainHTTP, Network: filters(hcm)}), http: "EmptyChain"},
 		{name: "nothing but placeholders", listener: listener(httpChain("stile.dev/phase/AUTHN")), http: "EmptyChain"},
 		{name: "extensions unknown", listener: listener(httpChain(router)), node: func(n *plugin.Node) { n.Extensions = nil }},

@@ -265,7 +265,7 @@ func (b *builder) skip(cand *candidate, l *Listener, c *Chain, plan *ChainPlan, 
 	switch {
 	case !matches(cand.Spec.Match, plan.Mode, ports):
 		return skip(SkipMatchMismatch, "no entry of spec.match covers mode %s and port %s", plan.Mode, portList(ports))
-	case !isNetwork && c.Type != ChainHTTP:
+	case !isNetwork && c.Type != ChainHTTP && network.terminal >= 0: // without filters a chain has no type
 		return skip(SkipWrongChainType, "an HTTP plugin needs an HTTP connection manager, which this chain has not: use type NETWORK, or match other ports")
 	case isNetwork && l.QUIC:
 		return skip(SkipNotOnQUIC, "network filters see no data on QUIC: use type HTTP, or leave this listener out by match")
@@ -273,8 +273,10 @@ func (b *builder) skip(cand *candidate, l *Listener, c *Chain, plan *ChainPlan, 
 		return skip(SkipLacksExtension, "this proxy was built without the Wasm extension for type %s", cand.kind)
 	case l.Skip:
 		return skip(SkipListenerSkipped, "the operator's listener says stile.dev: {skip: true}")
-	case isNetwork && network.terminal < 0, !isNetwork && http.terminal < 0:
+	case network.terminal < 0:
 		return skip(SkipEmptyChain, "the chain has no filters, so nothing can stand before them")
+	case !isNetwork && http.terminal < 0:
+		return skip(SkipEmptyChain, "the HTTP connection manager has no filters, so nothing can stand before them")
 	}
 	return Skip{}
 }

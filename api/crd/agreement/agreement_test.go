@@ -158,6 +158,8 @@ func TestCRDAndGoSayTheSame(t *testing.T) {
 		{name: "digest", spec: "url: r.example/a@sha256:" + digest},
 		{name: "digest and equal sha256", spec: "url: r.example/a@sha256:" + digest + "\nsha256: " + digest},
 		{name: "digest and other sha256", spec: "url: r.example/a@sha256:" + digest + "\nsha256: " + strings.Repeat("0", 63) + "1", bad: true},
+		{name: "digest in an http url and other sha256", spec: "url: https://r.example/a@sha256:" + digest + "\nsha256: " + strings.Repeat("0", 63) + "1", bad: true},
+		{name: "digest in an http url and equal sha256", spec: "url: https://r.example/a@sha256:" + digest + "\nsha256: " + digest},
 		{name: "empty sha256", spec: "url: a\nsha256: \"\""},
 		{name: "upper-case sha256", spec: "url: a\nsha256: " + strings.ToUpper(digest), bad: true},
 		{name: "sha256 as number", spec: "url: a\nsha256: 12", bad: true},
