@@ -101,7 +101,7 @@ func parseHeaders(b []byte) (Headers, bool) {
 		return nil, len(b) == 0
 	}
 	n := uint64(binary.LittleEndian.Uint32(b))
-	if n > uint64(len(b))/10 { // two sizes and two NULs each, at least
+	if n > (uint64(len(b))-4)/10 { // two sizes and two NULs each, at least
 		return nil, false
 	}
 	sizes, text := b[4:4+8*n], b[4+8*n:]
