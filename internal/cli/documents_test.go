@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/base64"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/stileproject/stile/internal/oci/localregistry"
 	"github.com/stileproject/stile/internal/plugin"
 	"github.com/stileproject/stile/internal/xds"
+	"github.com/stileproject/stile/modules"
 )
 
 // scene are the flags that name the scene under testdata.
@@ -140,7 +142,12 @@ func TestTranslate_ResolvesAsTheServiceDoes(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t, localregistry.Options{Mode: localregistry.Bearer})
 	digest := r.push()
+	inline := base64.StdEncoding.EncodeToString(modules.Badge())
 	secret, err := os.ReadFile(r.pullSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(publicKey(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,19 +156,21 @@ func TestTranslate_ResolvesAsTheServiceDoes(t *testing.T) {
 		return "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: { name: " + name + ", namespace: team-a }\nspec: { url: 'oci://" + r.image(":v1") + "'" + more + " }\n---\n"
 	}
 	write(t, folder, "resources/a.yaml", doc("good", ", imagePullSecret: regcred")+doc("none", "")+doc("lost", ", imagePullSecret: lost")+
+		doc("network", ", imagePullSecret: regcred, type: NETWORK")+doc("unsigned", ", imagePullSecret: regcred, verificationKey: '"+strings.ReplaceAll(string(key), "\n", "\n\n")+"'")+
 		doc("wrong", ", imagePullSecret: regcred, sha256: '"+strings.Repeat("0", 64)+"'")+string(secret))
 	node := write(t, folder, "node.yaml", "id: gw\ncluster: edge\nmetadata: { NAMESPACE: team-a }\n")
 	args := func(more ...string) []string {
 		return append([]string{"translate", "-f", folder + "/resources", "--node", node, "--envoy", "testdata/scene/envoy"}, more...)
 	}
 	out := r.stile(args()...).want(t, OK,
-		"team-a/none: the stand-in", "(Unauthorized)", "the pull secret team-a/lost is not among the documents", "team-a/wrong: the stand-in", "spec.sha256 says")
-	if n := strings.Count(out.stdout, `"inline_bytes"`); n != 1 {
+		"team-a/none: the stand-in", "(Unauthorized)", "the pull secret team-a/lost is not among the documents", "team-a/wrong: the stand-in", "spec.sha256 says",
+		"team-a/network: the stand-in", "exports no NETWORK callback", "team-a/unsigned: the stand-in", "SignatureInvalid")
+	if n := strings.Count(out.stdout, inline); n != 1 {
 		t.Errorf("want one module inline, got %d: %s", n, out.stderr)
 	}
 	config := write(t, folder, "stile.yaml", "xds: { inlineMaxModule: 0 }\nmodules: { url: 'http://modules.example:8080' }\n")
 	out = r.stile(args("--config", config)...).want(t, OK)
-	if !strings.Contains(out.stdout, "http://modules.example:8080/modules/<redacted>") || strings.Contains(out.stdout, "inline_bytes") {
+	if !strings.Contains(out.stdout, "http://modules.example:8080/modules/<redacted>") || strings.Contains(out.stdout, inline) {
 		t.Errorf("stdout: %s", out.stdout)
 	}
 
@@ -177,7 +186,7 @@ func TestTranslate_ResolvesAsTheServiceDoes(t *testing.T) {
 	})
 	before := r.RequestCount()
 	offline := []string{"translate", "-f", served + "/resources", "--node", node, "--envoy", "testdata/scene/envoy", "--offline", "--config", serving}
-	if out := r.stile(offline...).want(t, OK); strings.Count(out.stdout, `"inline_bytes"`) != 1 {
+	if out := r.stile(offline...).want(t, OK); strings.Count(out.stdout, inline) != 1 {
 		t.Errorf("not from the store: %s", out.stderr)
 	}
 	if r.RequestCount() != before {

@@ -29,7 +29,7 @@ func gateConfig(cfg *v1alpha1.Config, log *slog.Logger, registerer prometheus.Re
 		Log:        log, Registerer: registerer, Audit: audit,
 	}
 	for _, r := range cfg.Registries {
-		c.Registries[r.Host] = access.RegistryConfig{Grace: r.Grace.Duration, MaxInFlight: r.MaxInFlight}
+		c.Registries[canonicalHost(r.Host)] = access.RegistryConfig{Grace: r.Grace.Duration, MaxInFlight: r.MaxInFlight}
 	}
 	return c
 }

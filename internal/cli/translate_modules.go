@@ -18,6 +18,7 @@ import (
 	"github.com/stileproject/stile/internal/plugin"
 	"github.com/stileproject/stile/internal/secret"
 	"github.com/stileproject/stile/internal/store"
+	"github.com/stileproject/stile/internal/wasm"
 	"github.com/stileproject/stile/internal/xds"
 )
 
@@ -172,9 +173,15 @@ func (r *resolver) deliver(ctx context.Context, p *v1alpha1.WasmPlugin) (xds.Del
 	if len(r.scene.docs.invalid[plugin.KeyOf(p)]) > 0 {
 		return standIn, errors.New("the document is invalid")
 	}
+	if faults := p.ValidateHostEnv(r.cfg.Wasm.HostEnvAllow); len(faults) > 0 {
+		return standIn, fmt.Errorf("%s: %s", faults[0].Field, faults[0].Message)
+	}
 	u, err := v1alpha1.ParseModuleURL(p.Spec.URL)
 	if err != nil {
 		return standIn, err
+	}
+	if p.Spec.VerificationKey != "" && u.Scheme != v1alpha1.SchemeOCI {
+		return standIn, errors.New("spec.verificationKey is set, and only images carry signatures")
 	}
 	if u.Scheme == v1alpha1.SchemeFile {
 		return xds.Delivery{Mode: xds.File, Path: u.Path}, nil
@@ -189,7 +196,7 @@ func (r *resolver) deliver(ctx context.Context, p *v1alpha1.WasmPlugin) (xds.Del
 		if err != nil {
 			return standIn, err
 		}
-		return r.module(m, func() (io.ReadSeekCloser, error) { return r.contents.OpenURL(q) })
+		return r.module(p, m, func() (io.ReadSeekCloser, error) { return r.contents.OpenURL(q) })
 	}
 	credentials, err := r.credentials(p, u.Image)
 	if err != nil {
@@ -214,7 +221,12 @@ func (r *resolver) deliver(ctx context.Context, p *v1alpha1.WasmPlugin) (xds.Del
 	if err != nil {
 		return standIn, err
 	}
-	return r.module(m, func() (io.ReadSeekCloser, error) { return r.contents.Open(proof) })
+	if p.Spec.VerificationKey != "" {
+		if err := r.contents.VerifySignature(ctx, proof, p.Spec.VerificationKey); err != nil {
+			return standIn, err
+		}
+	}
+	return r.module(p, m, func() (io.ReadSeekCloser, error) { return r.contents.Open(proof) })
 }
 
 // credentials are those of the plugin's pull secret: none if it names none.
@@ -236,7 +248,10 @@ func (r *resolver) credentials(p *v1alpha1.WasmPlugin, image oci.Reference) (oci
 }
 
 // module is the delivery of a module: in the resource itself if it is small enough.
-func (r *resolver) module(m content.Module, open func() (io.ReadSeekCloser, error)) (xds.Delivery, error) {
+func (r *resolver) module(p *v1alpha1.WasmPlugin, m content.Module, open func() (io.ReadSeekCloser, error)) (xds.Delivery, error) {
+	if faults := wasm.CheckType(m.Info, string(p.Spec.EffectiveType())); len(faults) > 0 {
+		return xds.Delivery{Mode: xds.StandIn}, errors.New(faults[0].Message)
+	}
 	d := xds.Delivery{SHA256: m.SHA256, Size: m.Size}
 	if m.Size > int64(r.cfg.XDS.InlineMaxModule) {
 		d.Mode, d.URL = xds.Remote, r.cfg.Modules.URL+modulePlaceholder
