@@ -13,16 +13,18 @@ type accountKey struct{ cred, via secret.Fingerprint }
 // account is what a registry said about a candidate whatever the image: wait, or that
 // it is refused altogether. Gate.mu guards it.
 type account struct {
-	waitUntil int64  // the registry asked to be left alone until then
-	refused   int64  // since when it is refused; 0 = it is not
-	retryAt   int64  // when one image may try it again
-	strikes   uint8  // refusals in a row
-	confirmed bool   // refused more than once
-	by, also  *entry // the first image it was refused for, and the first in another repository; nil = none
-	doubted   *entry // it was refused for this image, and then accepted for another
-	perImage  bool   // the registry refuses accounts for one image and not for another
-	trying    *entry // the image that tries it now, for all
-	waiting   map[*entry]struct{}
+	waitUntil int64               // the registry asked to be left alone until then
+	refused   int64               // since when it is refused; 0 = it is not
+	retryAt   int64               // when one image may try it again
+	strikes   uint8               // refusals in a row
+	confirmed bool                // refused more than once
+	by, also  *entry              // the first image it was refused for, and the first in another repository; nil = none
+	doubted   *entry              // it was refused for this image, and then accepted for another
+	perImage  bool                // the registry refuses accounts for one image and not for another
+	trying    *entry              // the image that tries it now, for all
+	waiting   map[*entry]struct{} // denied for its sake, to be asked when it is accepted
+	asked     bool                // it was asked before, whatever came of it
+	behind    map[*entry]struct{} // those that let the first one ask before them
 }
 
 func (g *Gate) account(e *entry, candidate uint8, create bool) *account {
@@ -46,7 +48,7 @@ func (g *Gate) account(e *entry, candidate uint8, create bool) *account {
 // forgetAccounts drops what is over.
 func (h *host) forgetAccounts(now int64) {
 	for key, a := range h.accounts {
-		if a.waitUntil <= now && (a.refused == 0 || a.retryAt <= now && a.trying == nil) {
+		if a.trying == nil && a.waitUntil <= now && (a.refused == 0 || a.retryAt <= now) {
 			delete(h.accounts, key)
 		}
 	}
@@ -56,6 +58,16 @@ func (h *host) forgetAccounts(now int64) {
 // said of the account decides it; nil = ask. Gate.mu is held.
 func (g *Gate) knownOfAccount(e *entry, candidate uint8, q question, now int64) *try {
 	a := g.account(e, candidate, false)
+	if (a == nil || !a.asked) && q != confirming && !e.who.candidate(candidate).Anonymous() {
+		// One asks first, so that a wrong password is tried once and not by all at once.
+		a = g.account(e, candidate, true)
+		if a.trying == nil {
+			a.trying = e
+		}
+		if a.trying != e {
+			return &try{postponed: true}
+		}
+	}
 	if a == nil {
 		return nil
 	}
@@ -82,7 +94,11 @@ func (g *Gate) knownOfAccount(e *entry, candidate uint8, q question, now int64) 
 // learn notes what the answers of a flight say about accounts. Gate.mu is held.
 func (g *Gate) learn(f *flight, now int64) {
 	e := f.entry
-	g.leaveAccounts(e)
+	for at := range e.who.count() {
+		if acct := g.account(e, at, false); acct != nil {
+			delete(acct.waiting, e)
+		}
+	}
 	for i := range f.tried {
 		t := &f.tried[i]
 		if t.result == granted || t.result == refused && t.sent && t.fromRegistry {
@@ -92,6 +108,7 @@ func (g *Gate) learn(f *flight, now int64) {
 		if acct == nil {
 			continue
 		}
+		acct.asked = acct.asked || t.sent
 		if t.account && t.sent && acct.onlyOf(e) {
 			t.account = false
 		}
@@ -121,6 +138,7 @@ func (g *Gate) learn(f *flight, now int64) {
 		}
 	}
 	e.forced = false
+	g.leaveAccounts(e)
 }
 
 // onlyOf reports whether a refusal of the account for e is one of the image after all:
@@ -152,16 +170,41 @@ func (g *Gate) accepted(acct *account, e *entry) {
 	acct.waiting = nil
 }
 
-// leaveAccounts ends that e waits for any account, or tries it. Gate.mu is held.
+// letAskFirst has e wait for the one that asks before it.
+func (g *Gate) letAskFirst(f *flight, now int64) {
+	e := f.entry
+	acct := g.account(e, f.tried[len(f.tried)-1].candidate, false)
+	if acct == nil || acct.trying == nil {
+		g.askSoon(e) // that one is back already
+		return
+	}
+	if acct.behind == nil {
+		acct.behind = map[*entry]struct{}{}
+	}
+	acct.behind[e] = struct{}{}
+	e.askAt = now + int64(g.config.Timeout) + int64(time.Second)
+	g.schedule(e)
+}
+
+// leaveAccounts ends that e asks for any account, and lets those go who waited for
+// that. Gate.mu is held.
 func (g *Gate) leaveAccounts(e *entry) {
 	if len(e.who.host.accounts) == 0 {
 		return
 	}
 	for at := range e.who.count() {
 		if acct := g.account(e, at, false); acct != nil {
-			delete(acct.waiting, e)
-			if acct.trying == e {
-				acct.trying = nil
+			delete(acct.behind, e)
+			if acct.trying != e {
+				continue
+			}
+			acct.trying = nil
+			behind := acct.behind
+			acct.behind = nil
+			for other := range behind {
+				if !other.answer.Load().removed {
+					g.askSoon(other)
+				}
 			}
 		}
 	}

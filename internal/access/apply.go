@@ -52,6 +52,11 @@ func (g *Gate) land(f *flight) {
 		return
 	}
 	last := f.tried[len(f.tried)-1]
+	if last.postponed {
+		f.queue.spent -= int64(time.Second) / int64(g.config.Budget) // it cost nobody anything
+		g.letAskFirst(f, now)
+		return
+	}
 	standing := a.state == Allowed
 	if standing && f.question == confirming && a.checked > f.started {
 		f.question = renewal // a yes came meanwhile, of the tag: doubt that one anew

@@ -28,6 +28,7 @@ type try struct {
 	sent         bool          // false: not asked, for what is remembered of the account
 	fromRegistry bool          // it looks like a registry's own answer
 	account      bool          // it is the account that was refused, not the image
+	postponed    bool          // not asked: another asks first for the account
 	retryAfter   time.Duration // the registry asked to be left alone
 	digest       string        // of a yes
 	detail       string        // what went wrong, where no status says it
@@ -116,7 +117,7 @@ func (g *Gate) fly(f *flight) {
 		}
 		t.candidate = s.candidate
 		f.tried = append(f.tried, t)
-		if t.result == granted {
+		if t.result == granted || t.postponed {
 			break
 		}
 		if i == 0 && f.question == confirming && !confirms(t) {

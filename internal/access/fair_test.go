@@ -74,8 +74,8 @@ func TestSlotsPerRegistry(t *testing.T) {
 		g := running(t, w, Config{Registries: map[string]RegistryConfig{"one.example": {MaxInFlight: 1}}})
 		for ns := range 5 {
 			for i := range 20 {
-				g.Check(plugin(t, fmt.Sprint("team-", ns), fmt.Sprintf("one.example/p%d-%d", ns, i), as("alice")))
-				g.Check(plugin(t, fmt.Sprint("team-", ns), fmt.Sprintf("many.example/p%d-%d", ns, i), as("alice")))
+				g.Check(plugin(t, fmt.Sprint("team-", ns), fmt.Sprintf("one.example/p%d-%d", ns, i), as(fmt.Sprint("user-", i))))
+				g.Check(plugin(t, fmt.Sprint("team-", ns), fmt.Sprintf("many.example/p%d-%d", ns, i), as(fmt.Sprint("user-", i))))
 			}
 		}
 		synctest.Wait()
@@ -282,7 +282,7 @@ func TestP5_RefusedAccountIsAskedOnceForAll(t *testing.T) {
 		w := newWorld()
 		w.says("alice", "", slowly(10*time.Millisecond, no(accountRefused())))
 		w.says("bob", "", yes(digest(1)))
-		g := running(t, w, Config{Registries: map[string]RegistryConfig{"registry.example:5000": {MaxInFlight: 1}}})
+		g := running(t, w, Config{})
 		request := func(i int, c oci.Credentials) Request {
 			r := plugin(t, "team-a", fmt.Sprintf("registry.example:5000/p%d@%s", i, digest(1)), c)
 			r.Holder.Name = fmt.Sprint("p", i)
@@ -310,6 +310,36 @@ func TestP5_RefusedAccountIsAskedOnceForAll(t *testing.T) {
 		time.Sleep(34 * time.Minute)
 		for i := range 100 {
 			wantState(t, g.Check(request(i, as("alice"))), Allowed, NoReason)
+		}
+	})
+}
+
+// TestOneAsksFirst: while the first question of an account hangs the others wait, and
+// then go together.
+func TestOneAsksFirst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.says("alice", "", yes(digest(1)))
+		w.says("alice", image+"/broken:v1", hang)
+		g := running(t, w, Config{})
+		g.Check(plugin(t, "team-a", image+"/broken:v1", as("alice")))
+		synctest.Wait()
+		for i := range 20 {
+			g.Check(plugin(t, "team-a", fmt.Sprint(image, i), as("alice")))
+			g.Check(plugin(t, "team-b", fmt.Sprint(image, i), as("bob", "alice")))
+			g.Check(plugin(t, "team-c", fmt.Sprint(image, i), as()))
+		}
+		synctest.Wait()
+		for i := range 20 {
+			wantState(t, g.Check(plugin(t, "team-a", fmt.Sprint(image, i), as("alice"))), Pending, NoReason)
+			wantState(t, g.Check(plugin(t, "team-c", fmt.Sprint(image, i), as())), Denied, Unauthorized)
+		}
+		time.Sleep(DefaultTimeout)
+		synctest.Wait()
+		for i := range 20 {
+			wantState(t, g.Check(plugin(t, "team-a", fmt.Sprint(image, i), as("alice"))), Allowed, NoReason)
+			wantState(t, g.Check(plugin(t, "team-b", fmt.Sprint(image, i), as("bob", "alice"))), Allowed, NoReason)
 		}
 	})
 }

@@ -361,6 +361,11 @@ func (g *Gate) drop(e *entry) {
 	g.metrics.moved(old, nil)
 	g.unschedule(e)
 	g.leaveAccounts(e)
+	for at := range e.who.count() {
+		if acct := g.account(e, at, false); acct != nil {
+			delete(acct.waiting, e)
+		}
+	}
 	e.queued = false
 	g.table.remove(e)
 	if e.prev != nil {
