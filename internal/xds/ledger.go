@@ -42,6 +42,9 @@ func (s *Server) setEntry(st *stream, kind int, name string, h holding, state St
 	h.resource = nil
 	e.holding, e.state, e.message = h, state, message
 	s.count(key, e, st.countable(kind, name, e))
+	if kind == listeners {
+		s.recount(st) // a plugin is no further than its listeners
+	}
 	s.events.add(Event{Kind: LedgerChanged})
 }
 
@@ -74,15 +77,36 @@ func (s *stream) countable(kind int, name string, e *entry) State {
 	if r == nil || r.Version != e.version && (!r.Keep || isStandIn(e.version)) {
 		return ""
 	}
-	return e.state
+	if e.state != Accepted {
+		return e.state
+	}
+	return s.inPlace(name)
 }
 
-// recount looks again whether entries are at their present version.
-func (s *Server) recount(st *stream, changed []*Resource) {
-	for _, r := range changed {
-		key := entryKey{extensions, r.Name}
-		if e := st.entries[key]; e != nil {
-			s.count(key, e, st.countable(extensions, r.Name, e))
+// inPlace returns how far the listeners are that refer to an extension: Accepted if all of them
+// are, as far as the proxy has them of us.
+func (s *stream) inPlace(name string) State {
+	for _, l := range s.snapshot.resources[listeners] {
+		if _, refers := slices.BinarySearch(l.carries, name); !refers {
+			continue
+		}
+		e := s.entries[entryKey{listeners, l.Name}]
+		switch {
+		case e == nil || e.version == l.Version && e.state == Accepted:
+		case e.version == l.Version:
+			return e.state
+		default:
+			return Sent
+		}
+	}
+	return Accepted
+}
+
+// recount looks again how far the extensions of a proxy are.
+func (s *Server) recount(st *stream) {
+	for key, e := range st.entries {
+		if key.kind == extensions {
+			s.count(key, e, st.countable(extensions, key.name, e))
 		}
 	}
 }

@@ -128,7 +128,7 @@ func (s *Server) Join(id StreamID, name string) {
 	g.members[id] = st
 	st.group = name
 	if g.snapshot != nil {
-		s.give(st, g.snapshot, nil)
+		s.give(st, g.snapshot)
 	}
 }
 
@@ -153,36 +153,17 @@ func (s *Server) Publish(name string, snapshot *Snapshot) {
 	if g.snapshot.Equal(snapshot) {
 		return
 	}
-	changed := changedExtensions(g.snapshot, snapshot)
 	g.snapshot = snapshot
 	for _, st := range g.members {
-		s.give(st, snapshot, changed)
+		s.give(st, snapshot)
 	}
-}
-
-// changedExtensions returns the ECDS resources of next that differ in before; nil for all, where
-// there was nothing before.
-func changedExtensions(before, next *Snapshot) []*Resource {
-	if before == nil {
-		return nil
-	}
-	changed := []*Resource{}
-	for _, r := range next.resources[extensions] {
-		if old := before.names[extensions][r.Name]; old == nil || !sameResource(old, r) {
-			changed = append(changed, r)
-		}
-	}
-	return changed
 }
 
 // give sets what one stream shall have, and wakes it. s.mu is held.
-func (s *Server) give(st *stream, snapshot *Snapshot, changed []*Resource) {
+func (s *Server) give(st *stream, snapshot *Snapshot) {
 	s.carry(st, snapshot)
 	st.snapshot = snapshot
-	if changed == nil {
-		changed = snapshot.resources[extensions]
-	}
-	s.recount(st, changed)
+	s.recount(st)
 	st.wakeUp()
 }
 

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/plugin"
 	"github.com/stileproject/stile/internal/xds"
 	"github.com/stileproject/stile/internal/xds/xdstest"
@@ -774,6 +775,49 @@ func TestServer_EventsAreCoalescedAndHoldNobody(t *testing.T) {
 		// The first may have been on its way out of the queue already.
 		if d := cmp.Diff([]xds.EventKind{xds.Connected, xds.Gone, xds.Connected}, got); d != "" {
 			t.Errorf("events (-want +got):\n%s", d)
+		}
+	})
+}
+
+func TestTrap4_APluginIsNoFurtherThanItsListeners(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		s := translate(t, world(t, map[string]xds.Delivery{"p": inline()}, wasmPlugin("p", nil)))
+		b.server.Publish("g", s)
+		c := b.ads()
+		c.Ask(xds.ListenerType)
+		r := c.Next()
+		c.Ask(xds.ExtensionType, pluginResource)
+		c.Ack(c.Next())
+		synctest.Wait()
+		if got, want := b.server.Counts(key("p")), (xds.Counts{Matched: 1, Sent: 1}); got != want {
+			t.Errorf("counts %+v, want %+v: the listener is not accepted yet", got, want)
+		}
+		c.Nack(r, "Error adding/updating listener(s) http: no")
+		synctest.Wait()
+		if got, want := b.server.Counts(key("p")), (xds.Counts{Matched: 1, Sent: 1, Rejected: 1}); got != want {
+			t.Errorf("counts %+v, want %+v: its listener was refused", got, want)
+		}
+		b.server.Publish("g", translate(t, world(t, map[string]xds.Delivery{"p": inline()}, wasmPlugin("p", func(s *v1alpha1.WasmPluginSpec) { s.Phase = v1alpha1.PhaseAuthN }))))
+		c.Ack(c.Next())
+		synctest.Wait()
+		if got, want := b.server.Counts(key("p")), (xds.Counts{Matched: 1, Sent: 1, Accepted: 1}); got != want {
+			t.Errorf("counts %+v, want %+v", got, want)
+		}
+	})
+}
+
+func TestServer_DeltaUnsubscribingFromAllIsNoRemoval(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.publish(lds(t, "l", "1"))
+		c := b.delta()
+		c.Ask(xds.ListenerType, nil)
+		c.Ack(c.Next())
+		c.Drop(xds.ListenerType, "*")
+		quiet(t, c)
+		b.publish(lds(t, "l", "2"))
+		quiet(t, c)
+		if got := b.state(xds.ListenerType, "l"); got != "" {
+			t.Errorf("the ledger still has %q", got)
 		}
 	})
 }

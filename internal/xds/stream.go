@@ -379,6 +379,12 @@ func (s *stream) applyDelta(w *watch, r request) {
 			s.server.dropEntry(s, w.kind, name)
 		}
 	}
+	for name := range w.held {
+		if slices.Contains(r.unsubscribe, "*") && !w.subscribes(name) { // all were asked for, and are no longer
+			delete(w.held, name)
+			s.server.dropEntry(s, w.kind, name)
+		}
+	}
 	for _, name := range r.subscribe {
 		if _, known := r.initial[name]; known && name != "*" {
 			w.names[name] = struct{}{} // it has told its version: send what differs

@@ -95,9 +95,31 @@ func (t *translation) listeners() []*Resource {
 		if t.in.Static {
 			t.ownRoutes(changed)
 		}
-		out = append(out, newResource(ListenerType, l.GetName(), changed))
+		a := mustAny(changed)
+		out = append(out, intern(ListenerType, l.GetName(), version(a.GetValue()), func() *Resource {
+			return &Resource{Any: a, carries: carried(chains)}
+		}))
 	}
 	return out
+}
+
+// carried returns the names of the extensions that the chains of one listener refer to.
+func carried(chains []*plugin.ChainPlan) []string {
+	var names []string
+	add := func(placements []plugin.Placement) {
+		for _, p := range placements {
+			names = append(names, ResourceName(p.Plugin))
+		}
+	}
+	for _, c := range chains {
+		add(c.Network)
+		add(c.HTTP)
+		for _, u := range c.Upgrades {
+			add(u.HTTP)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // ownRoutes writes the file's route configurations into the connection managers that ask ADS

@@ -159,6 +159,8 @@ type Resource struct {
 	// KeptVersion is the version that proxies are believed to hold where Keep is set; may be empty.
 	KeptVersion string
 
+	// carries are the names of the ECDS resources that a listener of ours refers to.
+	carries []string
 	// vary returns the same configuration in other bytes, for the n-th try (n ≥ 1) at a proxy
 	// that rejected this one. Nil: the resource has no other bytes. Every try of a remote module
 	// asks to be refused while the code is not there.
@@ -229,7 +231,8 @@ type ProxyResource struct {
 }
 
 // Counts are the proxies that concern one plugin. Sent, Accepted, Rejected and Unproven count
-// only what is at its present version.
+// only what is at its present version, and a plugin is no further than the listeners that refer
+// to it: one that is loaded and whose listener was refused is not in place.
 type Counts struct {
 	Matched  int `json:"matched"` // connected proxies that shall have the plugin
 	Sent     int `json:"sent"`    // of those: sent, whatever the answer
