@@ -366,8 +366,11 @@ func TestSource_LinksInACircle(t *testing.T) {
 	if err := os.Symlink("nowhere.yaml", filepath.Join(f.resources, "b.yaml")); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Symlink("c.yaml", filepath.Join(f.resources, "c.yaml")); err != nil {
+		t.Fatal(err)
+	}
 	f.watch(time.Hour)
-	f.sees("one plugin", has("a 1 a:v1"))
+	f.sees("one plugin", func(w *source.World) bool { return names(w) == "a 1 a:v1" && reasons(w) == "c.yaml Unreadable" })
 }
 
 func TestSource_EnvoyFilesStay(t *testing.T) {

@@ -68,20 +68,25 @@ func list(folder string, above []fs.FileInfo) (files, folders []string, err erro
 		if strings.HasPrefix(name, ".") || strings.HasPrefix(name, "#") {
 			continue
 		}
-		path := filepath.Join(folder, name)
-		info, err := os.Stat(path)
+		path, kind := filepath.Join(folder, name), e.Type()
+		if kind&fs.ModeSymlink != 0 {
+			switch info, err := os.Stat(path); {
+			case errors.Is(err, fs.ErrNotExist):
+				continue // a link to nothing
+			case err != nil:
+				kind = 0 // a file that cannot be read: whoever reads it says so
+			default:
+				kind = info.Mode().Type()
+			}
+		}
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			continue // gone since, or a link to nothing
-		case err != nil:
-			return nil, nil, err
-		case info.IsDir():
+		case kind.IsDir():
 			f, d, err := list(path, above)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, nil, err
 			}
 			files, folders = append(files, f...), append(folders, d...)
-		case info.Mode().IsRegular() && slices.Contains(extensions, strings.ToLower(filepath.Ext(name))):
+		case kind.IsRegular() && slices.Contains(extensions, strings.ToLower(filepath.Ext(name))):
 			files = append(files, path)
 		}
 	}
