@@ -204,7 +204,7 @@ func (p *fileParser) missingRoutes(f *EnvoyFile) {
 	}
 }
 
-var jsonPosition = regexp.MustCompile(`^proto:\s*|\(line \d+:\d+\):?\s*|syntax error\s*|unexpected token\s*`)
+var jsonPosition = regexp.MustCompile(`^proto:\s*|\(line \d+:\d+\):?\s*|syntax error\s*`)
 
 // cleanJSONError drops from a protojson error what speaks of JSON that nobody has seen, and
 // the deliberate instability of its spaces.

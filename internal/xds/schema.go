@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -28,15 +29,13 @@ func (c *checker) add(path, reason, format string, args ...any) {
 }
 
 func (c *checker) message(d protoreflect.MessageDescriptor, v any, path string) {
-	switch d.FullName() {
-	case "google.protobuf.Any":
+	if d.FullName() == "google.protobuf.Any" {
 		c.any(v, path)
 		return
-	case "google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue":
-		return // any JSON; protojson checks the kind
 	}
 	if strings.HasPrefix(string(d.FullName()), "google.protobuf.") {
-		return // wrappers, durations, timestamps: scalars in JSON, checked by protojson below
+		c.wellKnown(d, v, path)
+		return
 	}
 	m, ok := v.(map[string]any)
 	if !ok {
@@ -44,6 +43,36 @@ func (c *checker) message(d protoreflect.MessageDescriptor, v any, path string) 
 		return
 	}
 	c.fields(d, m, path, false)
+}
+
+// duration is how protojson writes one.
+var duration = regexp.MustCompile(`^-?[0-9]+(\.[0-9]{1,9})?s$`)
+
+// wellKnown checks the types that have a JSON form of their own.
+func (c *checker) wellKnown(d protoreflect.MessageDescriptor, v any, path string) {
+	switch d.FullName() {
+	case "google.protobuf.Value":
+	case "google.protobuf.Struct", "google.protobuf.Empty":
+		if _, ok := v.(map[string]any); !ok {
+			c.add(path, "Invalid", "must be an object")
+		}
+	case "google.protobuf.ListValue":
+		if _, ok := v.([]any); !ok {
+			c.add(path, "Invalid", "must be a list")
+		}
+	case "google.protobuf.Duration":
+		if s, ok := v.(string); !ok || !duration.MatchString(s) {
+			c.add(path, "Invalid", "must be a duration in seconds, such as 1.5s")
+		}
+	case "google.protobuf.Timestamp", "google.protobuf.FieldMask":
+		if _, ok := v.(string); !ok {
+			c.add(path, "Invalid", "must be a string")
+		}
+	default: // the wrappers: the value itself
+		if f := d.Fields().ByName("value"); f != nil {
+			c.single(f, v, path)
+		}
+	}
 }
 
 func (c *checker) fields(d protoreflect.MessageDescriptor, m map[string]any, path string, inAny bool) {

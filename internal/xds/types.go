@@ -223,8 +223,11 @@ type Proxy struct {
 
 // ProxyResource is one resource at one proxy.
 type ProxyResource struct {
-	Type    string `json:"type"`
-	Name    string `json:"name"`
+	Type string `json:"type"`
+	Name string `json:"name"`
+	// Version is the resource's own, a hash of its content; "~n" after it is the n-th spelling
+	// of that content, for a proxy that may have refused the others, and "~plain" a remote module
+	// that the proxy has not shown to have fetched. "kept" is a real version that is not known.
 	Version string `json:"version"`
 	State   State  `json:"state"`
 	Message string `json:"message,omitempty"` // the proxy's own words when it rejected
