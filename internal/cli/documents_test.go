@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -235,6 +236,18 @@ func TestConfigView_EachValueAndItsSource(t *testing.T) {
 	quiet := stile(t, []string{"STILE_ENVOY=/bin/envoy", "STILE_SERVICE_HOST=10.0.0.1", "STILE_PORT_18000_TCP=x"}, "config", "view").want(t, OK)
 	if quiet.stderr != "" {
 		t.Errorf("stderr: %s", quiet.stderr)
+	}
+}
+
+// Every key of the configuration, as the documentation writes it down, is known.
+func TestConfigFile_OfTheContract(t *testing.T) {
+	t.Parallel()
+	for _, row := range decode[configReport](t, stile(t, nil, "config", "view", "--config", "testdata/contract.yaml", "-o", "json").want(t, OK).stdout).Values {
+		if row.Source == "default" && !slices.Contains([]string{"resources.kubernetes", "xds.tls.certFile", "xds.tls.keyFile", "xds.tls.clientCAFile",
+			"modules.tls.certFile", "modules.tls.keyFile", "modules.tls.clientCAFile", "placement.namespaceSelector.matchLabels",
+			"placement.namespaceSelector.matchExpressions"}, row.Key) && !strings.HasPrefix(row.Key, "envoy.anchors") {
+			t.Errorf("%s is not in testdata/contract.yaml", row.Key)
+		}
 	}
 }
 

@@ -127,6 +127,12 @@ func (s *service) check() error {
 	if s.cfg.Resources.Kubernetes != nil {
 		return fail(Usage, errors.New("resources.kubernetes: this version reads resources from a folder"), "set resources.directory, or --resources")
 	}
+	if p := s.cfg.Wasm.Preflight; p != v1alpha1.PreflightOff {
+		return fail(Usage, fmt.Errorf("wasm.preflight: %s: this version starts no modules before they ship", p), `set it to off; "stile check --plugin-config" tries one module`)
+	}
+	if s.cfg.Placement.Enabled {
+		return fail(Usage, errors.New("placement.enabled: this version places no pods"), "set it to false")
+	}
 	if err := admin.CheckAddress(s.cfg.Admin.Address); err != nil {
 		return fail(Usage, err, "")
 	}
