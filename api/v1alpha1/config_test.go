@@ -50,7 +50,7 @@ func TestConfig_EveryFaultAtOnce(t *testing.T) {
 	c.APIVersion, c.Kind, c.RootNamespace = "v1", "Conf", ""
 	c.Resources = v1alpha1.ResourcesConfig{Directory: "x", Kubernetes: &v1alpha1.KubernetesConfig{Namespaces: []string{"A"}, Selector: "a in b"}}
 	c.Envoy.Default = "../x.yaml"
-	c.Envoy.Nodes = []v1alpha1.EnvoyNode{{File: "a/b", Namespace: "A"}}
+	c.Envoy.Nodes = []v1alpha1.EnvoyNode{{File: "a/b", Namespace: "A", Services: []string{""}, ServiceEntries: []string{"a", ""}}}
 	c.Envoy.Anchors = v1alpha1.EnvoyAnchors{First: []string{"nonsense"}, AuthN: []string{"type.googleapis.com/a.B"}, Stats: []string{"a.B", "c.D"}}
 	c.Store = v1alpha1.StoreConfig{}
 	c.XDS = v1alpha1.XDSConfig{Address: "0.0.0.0:1", TLS: v1alpha1.TLSConfig{CertFile: "c"}, Identities: []v1alpha1.Identity{{SPIFFE: "x"}}, InlineMaxModule: -1, WarmHold: second(-1)}
@@ -69,7 +69,7 @@ func TestConfig_EveryFaultAtOnce(t *testing.T) {
 	}
 	want := []string{
 		"apiVersion", "kind", "rootNamespace", "resources", "resources.kubernetes.namespaces[0]", "resources.kubernetes.selector",
-		"envoy.default", "envoy.nodes[0]", "envoy.nodes[0].file", "envoy.nodes[0].namespace",
+		"envoy.default", "envoy.nodes[0]", "envoy.nodes[0].file", "envoy.nodes[0].namespace", "envoy.nodes[0].services", "envoy.nodes[0].serviceEntries",
 		"envoy.anchors.first[0]", "envoy.anchors.stats[0]",
 		"store.directory", "store.maxSize", "store.maxPerNamespace",
 		"xds.tls.keyFile", "xds.address", "xds.identities[0].spiffe", "xds.tls.clientCAFile", "xds.inlineMaxModule", "xds.warmHold",

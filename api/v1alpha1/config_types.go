@@ -107,10 +107,14 @@ type EnvoyNode struct {
 	File string `json:"file"`
 	// namespace, if set, is taken in place of the one that the proxy reports.
 	Namespace string `json:"namespace"`
-	// labels, if set, are taken in place of those that the proxy reports.
+	// labels, if set, are added to those that the proxy reports, and win over them.
 	Labels map[string]string `json:"labels"`
 	// gateway, if set, is taken in place of the one that the proxy reports.
 	Gateway string `json:"gateway"`
+	// services are the Services, in the proxy's namespace, that it is the waypoint of.
+	Services []string `json:"services"`
+	// serviceEntries are the ServiceEntries that it is the waypoint of, likewise.
+	ServiceEntries []string `json:"serviceEntries"`
 }
 
 // KeysConfig names the root key.

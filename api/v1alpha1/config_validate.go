@@ -100,6 +100,12 @@ func (c *Config) validateEnvoy(f *findings) {
 		if n.Namespace != "" {
 			namespaces(f, at+".namespace", n.Namespace)
 		}
+		if slices.Contains(n.Services, "") {
+			f.required(at+".services", "must hold names: remove the empty one")
+		}
+		if slices.Contains(n.ServiceEntries, "") {
+			f.required(at+".serviceEntries", "must hold names: remove the empty one")
+		}
 	}
 }
 

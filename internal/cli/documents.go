@@ -21,6 +21,20 @@ func pathFlags(cmd *cobra.Command) *[]string {
 	return cmd.Flags().StringArrayP("filename", "f", nil, "file or folder of YAML or JSON documents, \"-\" for stdin; may be repeated")
 }
 
+// rules are what the configuration demands of documents: nothing if there is none, since
+// its defaults are then nobody's decision.
+func (a *app) rules(in *configInput) (document.Rules, error) {
+	name, err := a.configFile(in.file)
+	if err != nil || name == "" {
+		return document.Rules{}, err
+	}
+	loaded, err := a.loadConfig(in)
+	if err != nil {
+		return document.Rules{}, err
+	}
+	return document.Rules{HostEnv: append([]string{}, loaded.Wasm.HostEnvAllow...)}, nil
+}
+
 // documents is what some paths hold.
 type documents struct {
 	report  document.ValidationReport
@@ -33,6 +47,11 @@ type documents struct {
 // readDocuments reads paths, folders recursively. A path that does not exist is a usage
 // error; what the documents say wrong is a finding.
 func (a *app) readDocuments(ctx context.Context, verb string, paths []string) (*documents, error) {
+	return a.readByRules(ctx, verb, paths, document.Rules{})
+}
+
+// readByRules is readDocuments, with findings for what breaks the rules.
+func (a *app) readByRules(ctx context.Context, verb string, paths []string, rules document.Rules) (*documents, error) {
 	if len(paths) == 0 {
 		return nil, usagef("%s: -f PATH is missing: a file, a folder, or - for stdin", verb)
 	}
@@ -43,10 +62,10 @@ func (a *app) readDocuments(ctx context.Context, verb string, paths []string) (*
 			if err != nil {
 				return nil, fail(Failed, fmt.Errorf("%s: read stdin: %w", verb, err), "")
 			}
-			docs = append(docs, document.Read("-", data)...)
+			docs = append(docs, rules.Read("-", data)...)
 			continue
 		}
-		more, err := a.readPath(verb, path)
+		more, err := a.readPath(verb, path, rules)
 		if err != nil {
 			return nil, err
 		}
@@ -78,7 +97,7 @@ func (a *app) readStdin(ctx context.Context) ([]byte, error) {
 	}
 }
 
-func (a *app) readPath(verb, path string) ([]document.Document, error) {
+func (a *app) readPath(verb, path string, rules document.Rules) ([]document.Document, error) {
 	files, _, err := file.List(path)
 	switch {
 	case os.IsNotExist(err):
@@ -94,7 +113,7 @@ func (a *app) readPath(verb, path string) ([]document.Document, error) {
 		if err != nil {
 			return nil, fail(Failed, fmt.Errorf("%s: %w", verb, err), "")
 		}
-		docs = append(docs, document.Read(name, data)...)
+		docs = append(docs, rules.Read(name, data)...)
 	}
 	return docs, nil
 }

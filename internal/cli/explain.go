@@ -57,7 +57,11 @@ func (in *nodeInput) read(ctx context.Context, a *app, verb string, args []strin
 	if err != nil {
 		return nil, err
 	}
-	docs, err := a.readDocuments(ctx, verb, append(slices.Clone(*in.paths), args...))
+	rules, err := a.rules(in.config)
+	if err != nil {
+		return nil, err
+	}
+	docs, err := a.readByRules(ctx, verb, append(slices.Clone(*in.paths), args...), rules)
 	if err != nil {
 		return nil, err
 	}
@@ -72,10 +76,11 @@ func (in *nodeInput) read(ctx context.Context, a *app, verb string, args []strin
 	if s.node, err = xds.ParseNode(text); err != nil {
 		return nil, fail(Usage, fmt.Errorf("%s: --node %s: %w", verb, in.node, err), "")
 	}
-	if err := in.readEnvoy(a, verb, s); err != nil {
+	node, name := s.node.Assigned(loaded.Envoy.Nodes)
+	if err := in.readEnvoy(a, verb, s, name, loaded.Envoy.Default); err != nil {
 		return nil, err
 	}
-	s.node = s.node.Classed(docs.classes)
+	s.node = node.Classed(docs.classes)
 	s.inputs = plugin.Inputs{
 		RootNamespace: cmp.Or(in.rootNamespace, loaded.RootNamespace), Plugins: docs.plugins, Invalid: docs.invalid,
 		Node: s.node, Listeners: s.file.Listeners(), ExtraAnchors: anchors(loaded.Config),
@@ -83,9 +88,9 @@ func (in *nodeInput) read(ctx context.Context, a *app, verb string, args []strin
 	return s, nil
 }
 
-// readEnvoy reads the Envoy file, or the one of the node's cluster in a folder.
-func (in *nodeInput) readEnvoy(a *app, verb string, s *scene) error {
-	name, err := clusterFile(in.envoy, s.node.Cluster)
+// readEnvoy reads the Envoy file; in a folder the one that is the node's, or else the default.
+func (in *nodeInput) readEnvoy(a *app, verb string, s *scene, own, otherwise string) error {
+	name, err := fileOf(in.envoy, own, otherwise)
 	if err != nil {
 		return fail(Usage, fmt.Errorf("%s: --envoy: %w", verb, err), "name a file, or a folder with a file for the node's cluster")
 	}
@@ -105,22 +110,28 @@ func (in *nodeInput) readEnvoy(a *app, verb string, s *scene) error {
 	return nil
 }
 
-// clusterFile returns path itself if it is a file, and else the file of the cluster in it.
-func clusterFile(path, cluster string) (string, error) {
+// fileOf returns path itself if it is a file, and else the file in it of a name without
+// extension, as the service finds it, or the one that serves all others.
+func fileOf(path, own, otherwise string) (string, error) {
 	info, err := os.Stat(path)
 	if err != nil || !info.IsDir() {
 		return path, err
 	}
-	if cluster == "" || strings.ContainsAny(cluster, `/\`) {
-		return "", fmt.Errorf("%s is a folder, and the node's cluster %q cannot be the name of a file in it", path, cluster)
-	}
-	for _, ext := range []string{".yaml", ".yml", ".json"} {
-		name := filepath.Join(path, cluster+ext)
-		if _, err := os.Stat(name); err == nil {
-			return name, nil
+	for _, base := range []string{own, strings.TrimSuffix(otherwise, filepath.Ext(otherwise))} {
+		if base == "" || strings.ContainsAny(base, `/\`) {
+			continue
+		}
+		for _, ext := range []string{".yaml", ".yml", ".json"} {
+			name := filepath.Join(path, base+ext)
+			if _, err := os.Stat(name); err == nil {
+				return name, nil
+			}
 		}
 	}
-	return "", fmt.Errorf("%s holds no %s.yaml for the node's cluster", path, cluster)
+	if own == "" || strings.ContainsAny(own, `/\`) {
+		return "", fmt.Errorf("%s is a folder, and the node's cluster %q cannot be the name of a file in it", path, own)
+	}
+	return "", fmt.Errorf("%s holds no %s.yaml for the node's cluster", path, own)
 }
 
 func explainVerb(a *app) *cobra.Command {
@@ -128,7 +139,10 @@ func explainVerb(a *app) *cobra.Command {
 		Use:   "explain -f PATH... --node FILE --envoy FILE|DIR",
 		Short: "Which plugins run in which chain of a proxy, in which order, and why not the others?",
 		Long: `Shows for each filter chain of the proxy's listeners the plugins in the order in which data
-meets them, and for every other plugin why it is not there. Nothing is fetched.
+meets them, and for every other plugin why it is not there. Nothing is fetched. Of the
+configuration, if there is one, rootNamespace, envoy.anchors, envoy.nodes, envoy.default and
+wasm.hostEnvAllow count, as they do for the service; Gateways among the documents tell the
+class of the one that the proxy serves.
 
 Exits with 3 if a document is invalid; the rest is explained all the same.`,
 		Example: `  stile explain -f resources/ --node node.yaml --envoy envoy/

@@ -16,7 +16,8 @@ func validateVerb(a *app) *cobra.Command {
 		Use:   "validate -f PATH...",
 		Short: "Would the API accept these documents?",
 		Long: `Reads files and, recursively, folders (.yaml, .yml, .json), and reports everything that
-the API would refuse, with file, document and field. Nothing is fetched.
+the API would refuse, with file, document and field. Nothing is fetched. Where there is a
+configuration, what its wasm.hostEnvAllow forbids is an error too.
 
 Exits with 3 if any finding is an error, with 2 if a path does not exist.`,
 		Example: `  stile validate -f resources/
@@ -25,8 +26,13 @@ Exits with 3 if any finding is an error, with 2 if a path does not exist.`,
 	}
 	out := outputFlag(cmd)
 	paths := pathFlags(cmd)
+	config := configFileFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		d, err := a.readDocuments(cmd.Context(), "validate", append(slices.Clone(*paths), args...))
+		rules, err := a.rules(config)
+		if err != nil {
+			return err
+		}
+		d, err := a.readByRules(cmd.Context(), "validate", append(slices.Clone(*paths), args...), rules)
 		if err != nil {
 			return err
 		}

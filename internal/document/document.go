@@ -32,6 +32,15 @@ type Document struct {
 	Object any
 	// Findings are the faults of the object.
 	Findings []Finding
+	rules    Rules
+}
+
+// Rules are what an operator demands of documents beside what the API says. The zero value
+// demands nothing.
+type Rules struct {
+	// HostEnv are the variables that plugins may take from a proxy's environment: nil is any,
+	// an empty list none.
+	HostEnv []string
 }
 
 // HasErrors reports whether any finding is an error.
@@ -76,11 +85,14 @@ type Gateway struct {
 // Read splits a file and reads each document of it. It returns the documents that hold
 // anything, in the order of the file; one that is not text gives a Document with a
 // finding. It never fails.
-func Read(file string, data []byte) []Document {
+func Read(file string, data []byte) []Document { return Rules{}.Read(file, data) }
+
+// Read is the function Read, with findings for what breaks the rules.
+func (r Rules) Read(file string, data []byte) []Document {
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
 	var docs []Document
 	for i, c := range split(data) {
-		docs = append(docs, readChunk(file, i, c)...)
+		docs = append(docs, readChunk(Document{File: file, Index: i, Line: c.line + 1, rules: r}, c)...)
 	}
 	return docs
 }
@@ -98,8 +110,8 @@ func invalidUTF8(data []byte) int {
 	return -1
 }
 
-func readChunk(file string, index int, c chunk) []Document {
-	d := Document{File: file, Index: index, Line: c.line + 1}
+// readChunk reads d from its text.
+func readChunk(d Document, c chunk) []Document {
 	if at := invalidUTF8(c.text); at >= 0 {
 		d.Line += bytes.Count(c.text[:at], []byte("\n"))
 		d.add(d.Line, "", v1alpha1.SeverityError, v1alpha1.ReasonSyntax, "is not UTF-8 text")
@@ -200,7 +212,7 @@ func (d Document) openList(root *node, early []Finding) []Document {
 		return docs
 	}
 	for i, item := range items.items {
-		docs = append(docs, Document{File: d.File, Index: d.Index}.open(item, byItem[i], version, kind)...)
+		docs = append(docs, Document{File: d.File, Index: d.Index, rules: d.rules}.open(item, byItem[i], version, kind)...)
 	}
 	return docs
 }

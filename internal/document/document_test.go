@@ -208,6 +208,24 @@ func TestReport_IsAsPromised(t *testing.T) {
 	}
 }
 
+func TestRules_HostEnvHoldsWhereItIsGiven(t *testing.T) {
+	t.Parallel()
+	text := "kind: List\napiVersion: v1\nitems:\n- apiVersion: extensions.istio.io/v1alpha1\n  kind: WasmPlugin\n  metadata: {name: a}\n  spec:\n    url: a\n    vmConfig:\n      env:\n" +
+		"      - {name: POD_NAME, valueFrom: HOST}\n      - {name: TOKEN, valueFrom: HOST}\n      - {name: OTHER, value: x}\n"
+	for _, tc := range []struct {
+		allowed []string
+		want    []string
+	}{
+		{nil, nil},
+		{[]string{"POD_NAME"}, []string{"0:12 spec.vmConfig.env[1].name error NotAllowed"}},
+		{[]string{}, []string{"0:11 spec.vmConfig.env[0].name error NotAllowed", "0:12 spec.vmConfig.env[1].name error NotAllowed"}},
+	} {
+		if d := cmp.Diff(tc.want, told(document.Rules{HostEnv: tc.allowed}.Read("a.yaml", []byte(text)))); d != "" {
+			t.Errorf("allowed %q (-want +got):\n%s", tc.allowed, d)
+		}
+	}
+}
+
 func TestRead_KeepsWhatItReads(t *testing.T) {
 	t.Parallel()
 	docs := document.Read("f.yaml", []byte(head+`spec:

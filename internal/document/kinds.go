@@ -101,6 +101,9 @@ func readWasmPlugin(d *Document, root *node) {
 	p.Namespace = d.Namespace
 	d.Object = p
 	d.addAll(p.Validate(), dec, bad)
+	if d.rules.HostEnv != nil {
+		d.addAll(p.ValidateHostEnv(d.rules.HostEnv), dec, bad)
+	}
 }
 
 // readGateway reads what attachment needs; all else is left to those who own the kind.
