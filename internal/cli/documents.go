@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -56,6 +57,7 @@ func (a *app) readByRules(ctx context.Context, verb string, paths []string, rule
 		return nil, usagef("%s: -f PATH is missing: a file, a folder, or - for stdin", verb)
 	}
 	var docs []document.Document
+	seen := map[string]bool{} // a file that is named twice is read once
 	for _, path := range paths {
 		if path == "-" {
 			data, err := a.readStdin(ctx)
@@ -65,7 +67,7 @@ func (a *app) readByRules(ctx context.Context, verb string, paths []string, rule
 			docs = append(docs, rules.Read("-", data)...)
 			continue
 		}
-		more, err := a.readPath(verb, path, rules)
+		more, err := a.readPath(verb, path, rules, seen)
 		if err != nil {
 			return nil, err
 		}
@@ -97,7 +99,8 @@ func (a *app) readStdin(ctx context.Context) ([]byte, error) {
 	}
 }
 
-func (a *app) readPath(verb, path string, rules document.Rules) ([]document.Document, error) {
+// readPath reads a file, or the files of a folder, but for those that were seen already.
+func (a *app) readPath(verb, path string, rules document.Rules, seen map[string]bool) ([]document.Document, error) {
 	files, _, err := file.List(path)
 	switch {
 	case os.IsNotExist(err):
@@ -109,6 +112,10 @@ func (a *app) readPath(verb, path string, rules document.Rules) ([]document.Docu
 	}
 	var docs []document.Document
 	for _, name := range files {
+		if seen[filepath.Clean(name)] {
+			continue
+		}
+		seen[filepath.Clean(name)] = true
 		data, err := file.Read(name)
 		if err != nil {
 			return nil, fail(Failed, fmt.Errorf("%s: %w", verb, err), "")

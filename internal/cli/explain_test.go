@@ -147,3 +147,13 @@ func TestValidate_HostVariablesAreCheckedWhereThereIsAConfiguration(t *testing.T
 	}
 	stile(t, nil, "validate", "-f", doc, "--config", folder+"/missing.yaml").want(t, Usage, "missing.yaml")
 }
+
+func TestValidate_AFileNamedTwiceIsReadOnce(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	doc := write(t, folder, "p.yaml", pluginText("edge", "a", ""))
+	r := decode[document.ValidationReport](t, stile(t, nil, "validate", "-f", folder, "-f", doc, folder+"/./p.yaml", "-o", "json").want(t, OK).stdout)
+	if r.Checked != 1 || len(r.Findings) != 0 {
+		t.Errorf("%+v", r)
+	}
+}
