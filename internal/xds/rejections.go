@@ -13,8 +13,8 @@ const (
 	maxRememberedVersions = 256
 )
 
-// rejections remembers, by proxy and over reconnects, that it was here and which bytes it has
-// refused.
+// rejections remembers, by proxy and over reconnects, which bytes it has refused. A proxy that
+// has refused nothing costs nothing.
 type rejections struct {
 	mu    sync.Mutex
 	nodes map[nodeKey]*list.Element // of *nodeRejections
@@ -23,7 +23,6 @@ type rejections struct {
 
 type nodeRejections struct {
 	key      nodeKey
-	familiar bool
 	versions map[rejectionKey]rejection
 }
 
@@ -39,35 +38,22 @@ type rejection struct {
 	message string // the proxy's words, shortened
 }
 
-// familiar notes that a proxy begins to watch a type, fresh if it holds nothing of it, and
-// reports whether whatever this process of it has refused is remembered here: it is, if the
-// process held nothing when it was first met.
-func (r *rejections) familiar(node nodeKey, fresh, whole bool) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n, before := r.node(node)
-	if fresh && (!before || whole) {
-		n.familiar = true // a process that has no listeners or clusters yet is a new one
-	}
-	return n.familiar
-}
-
 // node returns what is remembered of a proxy, new if need be. r.mu is held.
-func (r *rejections) node(key nodeKey) (n *nodeRejections, before bool) {
+func (r *rejections) node(key nodeKey) *nodeRejections {
 	if e := r.nodes[key]; e != nil {
 		r.order.MoveToFront(e)
-		return e.Value.(*nodeRejections), true
+		return e.Value.(*nodeRejections)
 	}
 	if r.nodes == nil {
 		r.nodes = map[nodeKey]*list.Element{}
 	}
-	n = &nodeRejections{key: key}
+	n := &nodeRejections{key: key}
 	r.nodes[key] = r.order.PushFront(n)
 	if r.order.Len() > maxRememberedNodes {
 		oldest := r.order.Remove(r.order.Back()).(*nodeRejections)
 		delete(r.nodes, oldest.key)
 	}
-	return n, false
+	return n
 }
 
 // add notes that a proxy refused a try of a version, and returns how often it has refused that
@@ -75,7 +61,7 @@ func (r *rejections) node(key nodeKey) (n *nodeRejections, before bool) {
 func (r *rejections) add(node nodeKey, k rejectionKey, try int, message string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n, _ := r.node(node)
+	n := r.node(node)
 	if n.versions == nil {
 		n.versions = map[rejectionKey]rejection{}
 	}

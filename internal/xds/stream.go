@@ -32,9 +32,9 @@ type stream struct {
 	node  plugin.Node
 	key   nodeKey
 	since time.Time
-	// unfamiliar: the proxy ran before it met this stile, and may have refused what is not
-	// remembered here.
-	unfamiliar bool
+	// returning: the proxy ran before this stream began, with another stile perhaps, and may have
+	// refused what is not remembered here.
+	returning bool
 
 	wake    chan struct{}
 	watches [len(servedTypes)]*watch
@@ -341,9 +341,7 @@ func (s *stream) begin(w *watch, r request) {
 		w.owed = w.whole() && w.fresh
 	}
 	w.began = w.fresh
-	if !s.server.rejections.familiar(s.key, w.fresh, w.whole()) {
-		s.unfamiliar = true
-	}
+	s.returning = s.returning || !w.fresh
 	// A new process refuses nothing yet. Extensions are the exception: a process that has
 	// refused the only one it was ever sent holds nothing either, and would say yes to the same
 	// bytes without looking.

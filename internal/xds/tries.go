@@ -33,7 +33,7 @@ func (s *stream) try(w *watch, r *Resource, asked bool) (int, bool) {
 	refused := s.server.rejections.get(s.key, rejectionKey{w.kind, r.Name, r.Version}).tries
 	switch {
 	case refused == 0:
-		if try, holds := w.reported.tryOf(r); holds {
+		if try, holds := w.reported.tryOf(r); holds && asked {
 			return try, true
 		}
 		return s.firstTry(w, r), true
@@ -48,19 +48,20 @@ func (s *stream) try(w *watch, r *Resource, asked bool) (int, bool) {
 }
 
 // firstTry chooses the bytes for a proxy that is not known to have refused any. One that ran
-// before this stile did may have refused the plain ones of another stile, and would then say yes
-// to them and do nothing: it gets others. A remote module goes without the demand to be refused
-// while the code is missing only to a listener that warms: elsewhere Envoy would say yes, skip
-// the filter and never fetch.
+// before its stream began may have refused the plain ones, of another replica or before a
+// restart, and would then say yes to them and do nothing: it gets others. A remote module goes
+// without the demand to be refused while the code is missing only to a listener that warms:
+// elsewhere Envoy would say yes, skip the filter and never fetch.
 func (s *stream) firstTry(w *watch, r *Resource) int {
+	if r.plain && s.warms(w, r.Name) {
+		return 0
+	}
 	try := 0
-	if r.vary != nil && s.unfamiliar {
+	// Without listeners of ours on the stream there is no telling how long the proxy has run.
+	if r.vary != nil && (s.returning || s.watches[listeners] == nil) {
 		try = s.server.salt
 	}
 	if r.plain {
-		if s.warms(w, r.Name) {
-			return 0
-		}
 		return max(try, 1)
 	}
 	return try

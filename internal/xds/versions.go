@@ -142,9 +142,15 @@ func (d described) tryOf(r *Resource) (int, bool) {
 		return 0, false
 	}
 	if v.try == describedPlain {
-		return 0, r.plain
+		return 0, false
 	}
 	return int(v.try), v.try != 0 || !r.plain
+}
+
+// plain reports whether the proxy says that it holds the plain form of r.
+func (d described) plain(r *Resource) bool {
+	v, ok := d[nameBits(r.Name)]
+	return ok && r.plain && v.bits == versionBits(r.Version) && v.try == describedPlain
 }
 
 // maxMessage bounds what is kept of a proxy's words.

@@ -209,6 +209,14 @@ func (s *stream) nextNamed(w *watch, snap *Snapshot) *answer {
 		if has && !asked && !held.told && held.version == r.Version && !s.provesNow(w, r, held) {
 			continue
 		}
+		if asked && w.reported.plain(r) {
+			// Sent again it could be a live update by plain remote. Its proof will follow.
+			delete(w.asked, name)
+			w.held[name] = holding{version: r.Version, plain: true}
+			s.server.setEntry(s, w.kind, name, w.held[name], Sent, "")
+			s.retryIn(w, name, proofAfter)
+			continue
+		}
 		try, send := s.try(w, r, asked)
 		if !send {
 			s.markRejected(w, r)

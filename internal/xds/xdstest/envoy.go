@@ -54,11 +54,12 @@ type Envoy struct {
 
 // filter is one extension as the proxy's listeners have it.
 type filter struct {
-	asked       time.Time
-	standIn     string // the default: "closed" or "open"
-	runs        string // what serves: a code, "closed", "open", "skipped", or empty while it warms
-	real        bool   // runs is a module
-	lastRefused [32]byte
+	asked   time.Time
+	standIn string   // the default: "closed" or "open"
+	runs    string   // what serves: a code, "closed", "open", "skipped", or empty while it warms
+	real    bool     // runs is a module
+	last    [32]byte // hash of the bytes last seen
+	refused bool     // those were refused
 }
 
 // NewEnvoy returns a proxy that has not started.
@@ -332,10 +333,13 @@ func (e *Envoy) extension(a *anypb.Any) string {
 		return "" // dropped meanwhile
 	}
 	hash := sha256.Sum256(a.GetValue())
-	if hash == f.lastRefused {
-		e.t.Errorf("%s: the bytes that were refused last were sent again", config.GetName())
+	if hash == f.last {
+		if f.refused {
+			e.t.Errorf("%s: the bytes that were refused last were sent again", config.GetName())
+		}
 		return "" // accepted and not applied
 	}
+	f.last, f.refused = hash, false
 	wasm := &httpwasmv3.Wasm{}
 	if config.GetTypedConfig().UnmarshalTo(wasm) != nil {
 		f.runs, f.real = e.standIn(config.GetTypedConfig()), false
@@ -343,7 +347,7 @@ func (e *Envoy) extension(a *anypb.Any) string {
 	}
 	vm := wasm.GetConfig().GetVmConfig()
 	refuse := func() string {
-		f.lastRefused = hash
+		f.refused = true
 		if f.runs == "" {
 			f.runs = f.standIn
 		}
