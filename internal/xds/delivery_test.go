@@ -216,3 +216,36 @@ func TestP8_HoldWithKeepAnswersNobodyAndCountsThoseWhoRunIt(t *testing.T) {
 		wantContents(t, back.Next(), pluginResource+" 1")
 	})
 }
+
+func TestRemote_ThePlainFormIsNeverSentAgain(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		version := b.only(remote()).Version
+		c := b.ads()
+		c.Ask(xds.ListenerType)
+		c.Ack(c.Next())
+		c.Ask(xds.ExtensionType, pluginResource)
+		c.Ack(c.Next())
+		said := c.Version(xds.ExtensionType)
+		c.Close()
+
+		again := b.ads()
+		again.Have(xds.ListenerType, "x")
+		again.Ask(xds.ListenerType)
+		again.Ack(again.Next())
+		again.Have(xds.ExtensionType, said)
+		again.Ask(xds.ExtensionType, pluginResource)
+		quiet(t, again)
+		if got := b.state(xds.ExtensionType, pluginResource); got != "sent "+version+"~plain" {
+			t.Errorf("ledger: %q", got)
+		}
+		again.WaitNext(time.Minute)
+		r := again.Next()
+		if !nacks(t, r) {
+			t.Error("the plain form was sent again: where its code is missing Envoy would skip the filter")
+		}
+		again.Ack(r)
+		if got := b.state(xds.ExtensionType, pluginResource); !strings.HasPrefix(got, "accepted ") {
+			t.Errorf("ledger: %q", got)
+		}
+	})
+}

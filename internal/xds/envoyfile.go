@@ -213,9 +213,10 @@ func cleanJSONError(err error) error {
 	return errors.New(strings.TrimSpace(jsonPosition.ReplaceAllString(text, "")))
 }
 
-// compactJSON returns m in protojson with stable spacing and the field names of YAML.
-func compactJSON(m proto.Message) ([]byte, error) {
-	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+// compactJSON returns m in protojson with stable spacing, with the field names of Envoy's
+// YAML or its own.
+func compactJSON(m proto.Message, yamlNames bool) ([]byte, error) {
+	text, err := protojson.MarshalOptions{UseProtoNames: yamlNames}.Marshal(m)
 	if err != nil {
 		return nil, err
 	}

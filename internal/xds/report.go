@@ -27,6 +27,9 @@ type ReportOptions struct {
 	// ShowURLs prints module URLs as they are. They are capabilities: whoever has one can fetch
 	// the module.
 	ShowURLs bool
+	// YAMLNames spells field names as Envoy's YAML does, filter_chains; else they are those
+	// of canonical protojson, filterChains. Envoy reads both.
+	YAMLNames bool
 }
 
 // Report is a snapshot in protojson, as `stile translate` prints it: each element is one
@@ -68,7 +71,7 @@ func (r *Resource) show(o ReportOptions) ([]byte, error) {
 		return nil, fmt.Errorf("show %s: %w", r.Name, err)
 	}
 	redactor{showURLs: o.ShowURLs}.message(m.ProtoReflect(), 0)
-	text, err := compactJSON(m)
+	text, err := compactJSON(m, o.YAMLNames)
 	if err != nil {
 		return nil, fmt.Errorf("show %s: %w", r.Name, err)
 	}
@@ -144,7 +147,7 @@ func (x redactor) typedStruct(m proto.Message, depth int) {
 		return
 	}
 	x.message(typed.ProtoReflect(), depth+1)
-	shown, err := compactJSON(typed)
+	shown, err := compactJSON(typed, true)
 	if err != nil {
 		return
 	}

@@ -136,7 +136,7 @@ func TestTranslate_Golden(t *testing.T) {
 			in := everything(t)
 			change(&in)
 			snapshot, problems := xds.Translate(in)
-			report, err := snapshot.Report(xds.ReportOptions{ShowURLs: true})
+			report, err := snapshot.Report(xds.ReportOptions{ShowURLs: true, YAMLNames: true})
 			if err != nil {
 				t.Fatal(err)
 			}
