@@ -87,7 +87,7 @@ func (t *translate) run(ctx context.Context, args []string) error {
 	for _, p := range faults {
 		t.note("%s", printable(p.Severity+": "+p.Error()))
 	}
-	report, err := snapshot.Report(xds.ReportOptions{ShowURLs: t.showURLs})
+	report, err := snapshot.Report(xds.ReportOptions{ShowURLs: t.showURLs, YAMLNames: t.snippet || t.form == "envoy"})
 	if err != nil {
 		return err
 	}
