@@ -64,6 +64,10 @@ func TestServicesAreTargetsOfTheirWaypoint(t *testing.T) {
 			t.Errorf("%s: %+v, want attached=%v", name, got, tc.want)
 		}
 	}
+	const serves = "the proxy serves Service edge/reviews, ServiceEntry edge/api; the plugin targets Service edge/ratings"
+	if got := plugin.Attaches("root", wasm("a", target("Service", "ratings")), &waypoint); got.Message != serves {
+		t.Errorf("message %q, want %q", got.Message, serves)
+	}
 	if got := plugin.Attaches("root", wasm("a", selector("app", "wp")), &waypoint); got.Reason != plugin.SkipTargetMismatch {
 		t.Errorf("a selector must not reach a waypoint: %+v", got)
 	}

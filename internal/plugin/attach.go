@@ -63,6 +63,9 @@ func attaches(rootNamespace string, p *v1alpha1.WasmPlugin, n *Node, explain boo
 		if !explain { // most plugins concern other namespaces: this must cost nothing
 			return Skip{Reason: SkipNamespaceMismatch}
 		}
+		if n.Namespace == "" {
+			return skip(SkipNamespaceMismatch, "the proxy does not say its namespace (metadata.NAMESPACE of its node); only plugins of the root namespace %q reach it", rootNamespace)
+		}
 		return skip(SkipNamespaceMismatch, "the proxy is in namespace %q; plugins apply within their own namespace, or from the root namespace %q", n.Namespace, rootNamespace)
 	}
 	refs := p.Spec.TargetRefs
@@ -134,8 +137,31 @@ func untargeted(rootNamespace string, p *v1alpha1.WasmPlugin, refs []v1alpha1.Ta
 	names := make([]string, len(refs))
 	for i, r := range refs {
 		names[i] = r.Kind + " " + p.Namespace + "/" + r.Name
+		if r.Kind == "GatewayClass" { // of no namespace
+			names[i] = r.Kind + " " + r.Name
+		}
 	}
-	return fmt.Sprintf("the proxy serves Gateway %s/%s; the plugin targets %s", n.Namespace, gateway, strings.Join(names, ", "))
+	return fmt.Sprintf("the proxy serves %s; the plugin targets %s", serves(n), strings.Join(names, ", "))
+}
+
+// serves names everything that targets are compared with.
+func serves(n *Node) string {
+	var names []string
+	gateway, class := n.gateway()
+	for _, of := range []struct {
+		kind  string
+		names []string
+	}{{"Gateway", []string{gateway}}, {"Service", n.Services}, {"ServiceEntry", n.ServiceEntries}} {
+		for _, name := range of.names {
+			if name != "" {
+				names = append(names, of.kind+" "+n.Namespace+"/"+name)
+			}
+		}
+	}
+	if class != "" {
+		names = append(names, "GatewayClass "+class)
+	}
+	return strings.Join(names, ", ")
 }
 
 // placeFree are the fields that a plugin may have wrong and still have its place: what they
