@@ -6,8 +6,10 @@ import (
 	"os"
 
 	"github.com/stileproject/stile/internal/cli"
+	"github.com/stileproject/stile/internal/preflight"
 )
 
 func main() {
+	preflight.Child() // in the process that tries a module, it does not return
 	os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()))
 }

@@ -16,8 +16,8 @@ type room struct {
 }
 
 var rooms = []room{
-	{"cmd/stile", []string{"internal/cli"},
-		"main ends the process and does nothing else: everything a verb does is tested in process"},
+	{"cmd/stile", []string{"internal/cli", "internal/preflight"},
+		"main ends the process and does nothing else: everything a verb does is tested in process; preflight needs a process of its own"},
 	{"api/...", []string{"internal/reference"},
 		"types and their validation are pure; an image reference is part of a plugin's URL"},
 	{"internal/secret/...", nil, "everything may use it, so it may use nothing"},
@@ -38,11 +38,13 @@ var rooms = []room{
 	{"internal/xds/...", []string{"internal/plugin", "internal/proxywasm", "internal/secret", "internal/reference", "api/...", "modules"},
 		"a Plan becomes Envoy's configuration; how modules are come by is not its business"},
 	{"internal/proxywasm/...", nil, "a host for modules, of use without the rest"},
+	{"internal/preflight/...", []string{"internal/proxywasm", "internal/wasm", "api/..."},
+		"a stranger's module is run in a process of its own, and what comes back is findings"},
 	{"internal/serve/...", []string{"internal/secret", "api/..."}, "it declares what it needs of the engine itself"},
 	{"internal/admin/...", []string{"internal/secret", "api/..."}, "it declares what it needs of the engine itself"},
 	{"internal/source/...", []string{"internal/document", "internal/plugin", "internal/oci", "internal/secret", "internal/reference", "api/..."},
 		"where the world comes from; never what is made of it"},
-	{"internal/engine/...", []string{"internal/plugin", "internal/access", "internal/content", "internal/wasm", "internal/xds", "internal/oci",
+	{"internal/engine/...", []string{"internal/plugin", "internal/access", "internal/content", "internal/preflight", "internal/wasm", "internal/xds", "internal/oci",
 		"internal/source", "internal/document", "internal/secret", "internal/reference", "api/..."},
 		"it joins rooms; where resources come from and who asks it, it is told"},
 	{"internal/controller/...", []string{"internal/source/...", "internal/engine", "internal/placement", "internal/content",

@@ -1,30 +1,17 @@
 package cli
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
-	"strconv"
-	"strings"
-	"sync"
-	"time"
+	"io"
 
 	"sigs.k8s.io/yaml"
 
 	"github.com/stileproject/stile/api/v1alpha1"
-	"github.com/stileproject/stile/internal/proxywasm"
+	"github.com/stileproject/stile/internal/preflight"
 	"github.com/stileproject/stile/internal/source/file"
 	"github.com/stileproject/stile/internal/wasm"
-)
-
-const (
-	// tryTime is how long a module may take to start and to read its configuration.
-	tryTime = 10 * time.Second
-	// tryMemory is the most memory that it gets meanwhile, in pages of 64 KiB: 256 MiB.
-	tryMemory = 4096
-	// tryLines is how many of its own log lines a finding repeats.
-	tryLines = 5
 )
 
 // readPluginConfig reads YAML or JSON as it stands under spec.pluginConfig, and returns
@@ -49,61 +36,15 @@ func readPluginConfig(name string) ([]byte, error) {
 	return config, nil
 }
 
-// tryModule starts a module in the sandbox and gives it a configuration. What it says
-// against it is a finding; the error is the end of ctx alone.
+// tryModule has a process of its own start the module and give it a configuration. What
+// speaks against it is a finding.
 func tryModule(ctx context.Context, module, config []byte) ([]wasm.Finding, error) {
-	lines := &lastLines{}
-	p, err := proxywasm.New(ctx, proxywasm.Options{
-		Bytes: module, Name: "check", Config: config, MemoryPages: tryMemory, Timeout: tryTime, Log: slog.New(lines),
-	})
-	if err == nil {
-		return nil, p.Close()
+	v, err := preflight.Try(ctx, preflight.Subject{
+		Size: int64(len(module)), Config: config,
+		Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(module)), nil },
+	}, preflight.Limits{})
+	if err != nil {
+		return nil, err
 	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	f := wasm.Finding{Severity: wasm.SeverityError, Reason: v1alpha1.ReasonModuleRejectedConfig, Message: err.Error() + lines.before(err)}
-	switch {
-	case errors.Is(err, proxywasm.ErrRefused):
-		f.Fix = "correct the configuration, or ask the module's author what it wants"
-	case errors.Is(err, proxywasm.ErrFailed):
-		f.Fix = "the module stopped by itself or took too much memory or time; its author must correct that"
-	default:
-		f.Severity, f.Reason = wasm.SeverityWarning, "NotTried"
-		f.Fix = "the sandbox cannot run this module, which says nothing about Envoy"
-	}
-	return []wasm.Finding{f}, nil
-}
-
-// lastLines is a log of which the last lines are kept: what a module says of itself.
-type lastLines struct {
-	mu   sync.Mutex
-	text []string
-}
-
-func (l *lastLines) Enabled(context.Context, slog.Level) bool { return true }
-func (l *lastLines) WithAttrs([]slog.Attr) slog.Handler       { return l }
-func (l *lastLines) WithGroup(string) slog.Handler            { return l }
-
-func (l *lastLines) Handle(_ context.Context, r slog.Record) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.text = append(l.text, printable(r.Message))
-	l.text = l.text[max(0, len(l.text)-tryLines):]
-	return nil
-}
-
-// before returns the lines that err does not quote itself, behind "the module says", or
-// "" if there are none.
-func (l *lastLines) before(err error) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	text := l.text
-	if n := len(text); n > 0 && strings.Contains(err.Error(), strings.Trim(strconv.Quote(text[n-1]), `"`)) {
-		text = text[:n-1]
-	}
-	if len(text) == 0 {
-		return ""
-	}
-	return "; before, the module said: " + strings.Join(text, " / ")
+	return v.Findings(), nil
 }

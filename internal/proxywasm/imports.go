@@ -149,6 +149,9 @@ func (p *Plugin) linkFunc(env wazero.HostModuleBuilder, name string, want api.Fu
 	if !known {
 		stub := api.GoModuleFunc(func(_ context.Context, _ api.Module, stack []uint64) {
 			p.missing["env."+name]++
+			if p.options.Missing != nil {
+				p.options.Missing("env." + name)
+			}
 			if len(results) > 0 {
 				stack[0] = uint64(statusUnimplemented)
 			}

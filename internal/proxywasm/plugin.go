@@ -62,6 +62,9 @@ type Options struct {
 	Timeout     time.Duration     // the most time one callback may take, and the whole start; 0 = 5 s
 	Properties  map[string]string // further properties, paths joined with dots: "xds.node.id"
 	Log         *slog.Logger      // nil = silent
+	// Missing hears of each call, by "module.name", that is answered with Unimplemented; nil =
+	// nobody does. It must not call the plugin.
+	Missing func(name string)
 }
 
 // Plugin is one plugin in one VM, started and configured. Its methods may be called

@@ -1,0 +1,18 @@
+;; chatty: logs seven lines, the last with an escape sequence, and refuses every configuration.
+(module
+  (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "line 1line 2line 3line 4line 5line 6\1b[31mred\nline")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 1024))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 1))
+  (func (export "proxy_on_configure") (param i32 i32) (result i32)
+    (drop (call $log (i32.const 2) (i32.const 0) (i32.const 6)))
+    (drop (call $log (i32.const 2) (i32.const 6) (i32.const 6)))
+    (drop (call $log (i32.const 2) (i32.const 12) (i32.const 6)))
+    (drop (call $log (i32.const 2) (i32.const 18) (i32.const 6)))
+    (drop (call $log (i32.const 2) (i32.const 24) (i32.const 6)))
+    (drop (call $log (i32.const 2) (i32.const 30) (i32.const 6)))
+    (drop (call $log (i32.const 4) (i32.const 36) (i32.const 13)))
+    (i32.const 0))
+)
