@@ -28,7 +28,7 @@ func (g *Gate) askLater(e *entry, at int64) {
 // publish replaces what is known of e, and tells if that makes a difference to anybody.
 // Gate.mu is held.
 func (g *Gate) publish(e *entry, a *answer) {
-	old := e.answer.Swap(a)
+	old := e.set(a)
 	g.archived(e, old, a)
 	if old.state != a.state || old.reason != a.reason || old.digest != a.digest || (old.stale == 0) != (a.stale == 0) {
 		g.metrics.moved(old, a)
@@ -129,7 +129,7 @@ func (g *Gate) allow(e *entry, t try, asked uint8, started int64) {
 // entry of the digest; nil if there may be no more entries.
 func (g *Gate) seed(tag *entry, t try, started int64) *entry {
 	image := tag.image.At(t.digest)
-	e := g.table.find(image, tag.who.cred, tag.who.via)
+	e := g.table.find(image, tag.who.credentials, tag.who.trust)
 	if e == nil {
 		tag.touch(g.now()) // so that room is not made at its own cost
 		if !g.makeRoom(tag.owner) {

@@ -133,20 +133,21 @@ func (g *Gate) notify() {
 // the background; Changes tells when the answer is there. A tag is resolved:
 // Verdict.Digest says to what, and its yes is also that of repository@digest.
 func (g *Gate) Check(r Request) Verdict {
-	e := g.table.find(r.Image, r.Credentials.Fingerprint(), r.Trust.Fingerprint())
+	e := g.table.find(r.Image, r.Credentials, r.Trust)
 	if e == nil {
 		return g.checkFirst(r)
 	}
 	now := g.now()
 	e.touch(now)
-	a := e.answer.Load()
-	if a.state == Allowed && a.stale == 0 && !a.removed {
-		if a.target == nil {
-			return g.verdict(e, a)
-		}
-		if t := a.target.answer.Load(); t.state == Allowed && t.stale == 0 && g.fresh(a, r.NotBefore) {
+	if a, ok := e.plain.load(); ok {
+		a.digest = r.Image.Digest()
+		return g.verdict(e, &a)
+	}
+	if a := e.answer.Load(); a.target != nil && a.state == Allowed && a.stale == 0 && !a.removed && g.fresh(a, r.NotBefore) {
+		if right, ok := a.target.plain.load(); ok {
 			a.target.touch(now)
-			return g.resolved(e, a, t)
+			right.digest = a.digest
+			return g.resolved(a, &right, e)
 		}
 	}
 	return g.checkSlowly(r, e)
@@ -279,13 +280,13 @@ func (g *Gate) verdict(e *entry, a *answer) Verdict {
 		StaleSince: g.at(a.stale),
 	}
 	if a.state == Allowed {
-		v.Credential = e.who.candidate(a.candidate).Fingerprint()
+		v.Credential = e.who.credentials.Candidates()[a.candidate].Fingerprint()
 	}
 	return v
 }
 
 // resolved returns the verdict of a tag whose digest may be read.
-func (g *Gate) resolved(e *entry, tag, right *answer) Verdict {
+func (g *Gate) resolved(tag, right *answer, e *entry) Verdict {
 	v := g.verdict(tag.target, right)
 	v.Reason = tag.reason.reason()
 	v.CheckedAt = g.at(tag.checked)

@@ -295,9 +295,8 @@ func (e *entry) unlink(h *hold) {
 // obtain returns the entry of r, making it and having it asked if there is none; nil
 // if there may be no more entries. Gate.mu is held.
 func (g *Gate) obtain(r Request) *entry {
-	cred, via := r.Credentials.Fingerprint(), r.Trust.Fingerprint()
 	now := g.now()
-	if e := g.table.find(r.Image, cred, via); e != nil {
+	if e := g.table.find(r.Image, r.Credentials, r.Trust); e != nil {
 		e.touch(now)
 		return e
 	}
@@ -316,7 +315,7 @@ func (g *Gate) obtain(r Request) *entry {
 func (g *Gate) insert(image oci.Reference, p *principal, ns *namespace, now int64) *entry {
 	e := &entry{image: image, who: p, owner: ns, index: -1, askAt: never}
 	e.used.Store(now)
-	e.answer.Store(&answer{})
+	e.set(&answer{})
 	if p.first != nil {
 		p.first.prev = e
 	}
@@ -356,7 +355,7 @@ func (g *Gate) drop(e *entry) {
 	if old.state != Pending {
 		g.audit.add(eventForgotten, e, old, "")
 	}
-	e.answer.Store(&answer{removed: true})
+	e.set(&answer{removed: true})
 	g.archived(e, old, e.answer.Load())
 	g.metrics.moved(old, nil)
 	g.unschedule(e)

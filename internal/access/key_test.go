@@ -67,7 +67,7 @@ func TestKeyIsTheThreeAndNothingElse(t *testing.T) {
 		for _, i := range rnd.Perm(len(keys)) {
 			r := requests[i]
 			g.Check(r)
-			e := g.table.find(r.Image, r.Credentials.Fingerprint(), r.Trust.Fingerprint())
+			e := g.table.find(r.Image, r.Credentials, r.Trust)
 			if e == nil {
 				t.Fatalf("%+v was not found", keys[i])
 			}
@@ -92,7 +92,7 @@ func TestKeyIsTheThreeAndNothingElse(t *testing.T) {
 		}
 		g.mu.Unlock()
 		for _, r := range requests {
-			if g.table.find(r.Image, r.Credentials.Fingerprint(), r.Trust.Fingerprint()) != nil {
+			if g.table.find(r.Image, r.Credentials, r.Trust) != nil {
 				t.Error("found what was dropped")
 			}
 		}
@@ -114,7 +114,7 @@ func TestTableGrowsAndShrinks(t *testing.T) {
 	for round := range 60_000 {
 		image := images[rnd.IntN(1+(round/20)%len(images))]
 		e := model[image]
-		if got := tab.find(image, secret.Fingerprint{}, secret.Fingerprint{}); got != e {
+		if got := tab.find(image, oci.Credentials{}, oci.Trust{}); got != e {
 			t.Fatalf("round %d: found %p, want %p", round, got, e)
 		}
 		switch {

@@ -187,7 +187,7 @@ func drive(t *testing.T, seed uint64, path string) {
 		m.g.mu.Unlock()
 		if t.Failed() {
 			for h, r := range m.wants {
-				if e := m.g.table.find(r.Image, r.Credentials.Fingerprint(), r.Trust.Fingerprint()); e != nil {
+				if e := m.g.table.find(r.Image, r.Credentials, r.Trust); e != nil {
 					a := e.answer.Load()
 					t.Logf("%v %s %v: %v checked %v next %v stale %v, askAt %v attempt %d strikes %d asking %v queued %v suspect %v held %d", h, r.Image.Repository(), r.Credentials,
 						a.state, m.g.at(a.checked).Format("02 15:04:05"), m.g.at(a.next).Format("02 15:04:05"), m.g.at(a.stale).Format("02 15:04:05"), m.g.at(e.askAt).Format("02 15:04:05"), e.attempt, e.strikes, e.asking, e.queued, e.suspect, e.held)

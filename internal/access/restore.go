@@ -78,7 +78,7 @@ func (g *Gate) restore(e *entry, now int64) bool {
 		}
 		a.next = e.askAt
 	}
-	old := e.answer.Swap(a)
+	old := e.set(a)
 	g.metrics.moved(old, a)
 	g.audit.verdict(e, a)
 	g.notify()
@@ -110,7 +110,7 @@ func (g *Gate) revive(e *entry, r row, now int64) (*answer, bool) {
 		return nil, false
 	}
 	image := e.image.At(a.digest)
-	target := g.table.find(image, e.who.cred, e.who.via)
+	target := g.table.find(image, e.who.credentials, e.who.trust)
 	if target == nil {
 		if !g.makeRoom(e.owner) {
 			return nil, false

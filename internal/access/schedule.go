@@ -21,11 +21,11 @@ func (a agenda) Len() int           { return len(a) }
 func (a agenda) Less(i, j int) bool { return a[i].due < a[j].due }
 func (a agenda) Swap(i, j int) {
 	a[i], a[j] = a[j], a[i]
-	a[i].index, a[j].index = i, j
+	a[i].index, a[j].index = int32(i), int32(j) //nolint:gosec // the caps are far lower
 }
 func (a *agenda) Push(x any) {
 	e := x.(*entry)
-	e.index = len(*a)
+	e.index = int32(len(*a)) //nolint:gosec // the caps are far lower
 	*a = append(*a, e)
 }
 func (a *agenda) Pop() any {
@@ -53,7 +53,7 @@ func (g *Gate) schedule(e *entry) {
 	e.due = due
 	switch {
 	case e.index >= 0:
-		heap.Fix(&g.agenda, e.index)
+		heap.Fix(&g.agenda, int(e.index))
 	default:
 		heap.Push(&g.agenda, e)
 	}
@@ -65,7 +65,7 @@ func (g *Gate) schedule(e *entry) {
 // unschedule takes e off the agenda. Gate.mu is held.
 func (g *Gate) unschedule(e *entry) {
 	if e.index >= 0 {
-		heap.Remove(&g.agenda, e.index)
+		heap.Remove(&g.agenda, int(e.index))
 	}
 }
 

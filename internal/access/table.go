@@ -1,21 +1,21 @@
 package access
 
 import (
-	"encoding/binary"
-	"hash/maphash"
+	"math/bits"
 	"sync/atomic"
 
 	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/secret"
 )
 
-// entry is one key and what is known of it. The key is compared in parts (image,
-// credentials, trust), so that the warm path computes no HMAC.
+// entry is one key and what is known of it. Its first cache line is all that a warm
+// check of a digest reads.
 type entry struct {
 	image  oci.Reference
 	who    *principal
-	answer atomic.Pointer[answer] // never nil
 	used   atomic.Int64           // when somebody last asked for it
+	plain  plainYes               // what answer says, if that is a plain yes
+	answer atomic.Pointer[answer] // never nil
 
 	// All below is guarded by Gate.mu.
 	owner      *namespace // to whom the entry is charged
@@ -24,7 +24,7 @@ type entry struct {
 	due        int64      // when the scheduler looks at it again
 	askAt      int64      // when it is to be asked; never if not
 	held       int32      // holders that hold it now
-	index      int        // place in the heap; -1 = none
+	index      int32      // place in the heap; -1 = none
 	refused    uint8      // of the first eight candidates, those that said no in this round, a bit each
 	attempt    uint8      // questions without an answer in this round
 	strikes    uint8      // rounds since the last yes, for the delay to the next
@@ -33,6 +33,58 @@ type entry struct {
 	suspect    bool       // its yes was refused once and is to be confirmed
 	restored   bool       // its yes is from the archive
 	forced     bool       // somebody asked for a re-check: back-off of accounts is ignored once
+}
+
+// is reports whether e's key is this one.
+func (e *entry) is(image oci.Reference, credentials oci.Credentials, trust oci.Trust) bool {
+	return e.image == image && e.who.trust == trust && e.who.credentials.Equal(credentials)
+}
+
+// set replaces the answer. Gate.mu is held.
+func (e *entry) set(a *answer) (old *answer) {
+	e.plain.clear()
+	old = e.answer.Swap(a)
+	if a.state == Allowed && a.stale == 0 && !a.removed && e.pinned() {
+		e.plain.set(a)
+	}
+	return old
+}
+
+// plainYes is a fresh yes for a digest, without the way to its answer: entries and
+// answers of a hundred thousand proofs are in no cache. It is read without a lock, and
+// counts only if its first word was the same before and after the others were read.
+type plainYes struct {
+	word          atomic.Uint64 // version, asked, candidate, and 1 if there is one
+	checked, next atomic.Int64
+}
+
+const (
+	isPlain        = 1
+	candidateShift = 8
+	askedShift     = 16
+	versionShift   = 24
+)
+
+func (p *plainYes) clear() {
+	p.word.Store(p.word.Load() &^ isPlain)
+}
+
+func (p *plainYes) set(a *answer) {
+	version := p.word.Load()>>versionShift + 1
+	p.checked.Store(a.checked)
+	p.next.Store(a.next)
+	p.word.Store(version<<versionShift | uint64(a.asked)<<askedShift | uint64(a.candidate)<<candidateShift | isPlain)
+}
+
+// load returns the yes; false if there is none, or it is being replaced.
+func (p *plainYes) load() (a answer, ok bool) {
+	word := p.word.Load()
+	if word&isPlain == 0 {
+		return a, false
+	}
+	a.state, a.candidate, a.asked = Allowed, uint8(word>>candidateShift), uint8(word>>askedShift) //nolint:gosec // the low bits
+	a.checked, a.next = p.checked.Load(), p.next.Load()
+	return a, p.word.Load() == word
 }
 
 // pinned reports whether the entry is of a digest: a right. The others are of tags:
@@ -78,7 +130,6 @@ func (p *principal) count() uint8 {
 // pointer, so that a hit costs one line of the table and the entry. Writers hold
 // Gate.mu.
 type table struct {
-	seed  maphash.Seed
 	slots atomic.Pointer[[]slot] // a power of two of them
 	count int                    // entries
 	used  int                    // slots that are not empty: entries and tombstones
@@ -98,29 +149,19 @@ const (
 )
 
 func (t *table) init() {
-	t.seed = maphash.MakeSeed()
 	s := make([]slot, minSlots)
 	t.slots.Store(&s)
 }
 
-func (t *table) hash(image oci.Reference, cred, trust secret.Fingerprint) uint64 {
-	const odd = 0x9e3779b97f4a7c15
-	h := maphash.String(t.seed, image.Repository())
-	name := image.Digest()
-	if name == "" {
-		name = image.Tag()
-	}
-	h = h*odd ^ maphash.String(t.seed, name)
-	h = h*odd ^ maphash.String(t.seed, image.Host())
-	// Fingerprints are keyed digests: any eight bytes are as good as a hash of them.
-	h = h*odd ^ binary.LittleEndian.Uint64(cred[:])
-	h = h*odd ^ binary.LittleEndian.Uint64(trust[:])
-	return max(h^h>>32, removedSlot+1)
+// hash joins two hashes that nobody outside can aim at. Trust settings are left out:
+// there are hardly two for one host.
+func hash(image oci.Reference, credentials oci.Credentials) uint64 {
+	return max(image.Hash()^bits.RotateLeft64(credentials.Hash(), 17), removedSlot+1)
 }
 
 // find returns the entry of a key, or nil.
-func (t *table) find(image oci.Reference, cred, trust secret.Fingerprint) *entry {
-	h := t.hash(image, cred, trust)
+func (t *table) find(image oci.Reference, credentials oci.Credentials, trust oci.Trust) *entry {
+	h := hash(image, credentials)
 	s := *t.slots.Load()
 	mask := uint64(len(s) - 1) //nolint:gosec // a table has slots
 	for i := h & mask; ; i = (i + 1) & mask {
@@ -129,7 +170,7 @@ func (t *table) find(image oci.Reference, cred, trust secret.Fingerprint) *entry
 			return nil
 		case h:
 			e := s[i].entry.Load()
-			if e != nil && e.image == image && e.who.cred == cred && e.who.via == trust {
+			if e != nil && e.is(image, credentials, trust) {
 				return e
 			}
 		}
@@ -141,7 +182,7 @@ func (t *table) insert(e *entry) {
 	if s := *t.slots.Load(); 3*(t.used+1) > 2*len(s) {
 		t.resize()
 	}
-	if add(*t.slots.Load(), t.hash(e.image, e.who.cred, e.who.via), e) == emptySlot {
+	if add(*t.slots.Load(), hash(e.image, e.who.credentials), e) == emptySlot {
 		t.used++
 	}
 	t.count++
@@ -179,7 +220,7 @@ func (t *table) resize() {
 
 // remove takes an entry out.
 func (t *table) remove(e *entry) {
-	h := t.hash(e.image, e.who.cred, e.who.via)
+	h := hash(e.image, e.who.credentials)
 	s := *t.slots.Load()
 	mask := uint64(len(s) - 1) //nolint:gosec // a table has slots
 	for i := h & mask; s[i].hash.Load() != emptySlot; i = (i + 1) & mask {

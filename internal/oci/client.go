@@ -134,10 +134,10 @@ func end(sessions []*session) {
 // session returns the session of a credential at t's registry. It fails for a Trust
 // that is not t's or is zero.
 func (c *Client) session(host string, cred Credential, t Trust) (*session, error) {
-	if t.fingerprint.IsZero() || t.host != host {
+	if t == (Trust{}) || t.Host() != host {
 		return nil, &Error{Kind: Blocked, Err: errTrust}
 	}
-	key := sessionKey{host: host, trust: t.fingerprint, credential: cred.fingerprint}
+	key := sessionKey{host: host, trust: t.Fingerprint(), credential: cred.fingerprint}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {

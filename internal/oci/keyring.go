@@ -243,7 +243,21 @@ func (k Keyring) For(r Reference) (Credentials, error) {
 	if len(candidates) == 0 {
 		return Credentials{}, nil
 	}
-	return NewCredentials(k.key, candidates...), nil
+	return newCredentials(k.key, candidates, formerOrder(applying)), nil
+}
+
+// formerOrder returns the credentials of entries in the order they had before the last
+// rotation of the root key: those of one rank are in the order of their fingerprints.
+func formerOrder(entries []entry) []Credential {
+	former := slices.Clone(entries)
+	slices.SortStableFunc(former, func(a, b entry) int {
+		return cmp.Or(cmp.Compare(b.name, a.name), bytes.Compare(a.credential.previous[:], b.credential.previous[:]))
+	})
+	list := make([]Credential, len(former))
+	for i, e := range former {
+		list[i] = e.credential
+	}
+	return list
 }
 
 // applying returns the entries that fit r, in their order.

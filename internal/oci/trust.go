@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"unique"
 
 	"github.com/stileproject/stile/internal/reference"
 	"github.com/stileproject/stile/internal/secret"
@@ -18,19 +19,33 @@ import (
 // Trust says how one host is spoken to on behalf of one namespace: with which
 // certificate authorities, which client certificate, in clear or not. Only
 // Client.Trust makes one; the zero Trust is refused by every operation. It is
-// comparable and has no secrets in it.
-type Trust struct {
-	host        string
-	certificate bool // stile's own client certificate is presented
-	fingerprint secret.Fingerprint
+// comparable, one word long and has no secrets in it.
+type Trust struct{ of unique.Handle[trusted] }
+
+// trusted is what a Trust stands for.
+type trusted struct {
+	host                  string
+	certificate           bool // stile's own client certificate is presented
+	fingerprint, previous secret.Fingerprint
+}
+
+func (t Trust) value() trusted {
+	if t == (Trust{}) {
+		return trusted{}
+	}
+	return t.of.Value()
 }
 
 // Host returns the canonical host that t is for.
-func (t Trust) Host() string { return t.host }
+func (t Trust) Host() string { return t.value().host }
 
 // Fingerprint identifies the settings: equal for namespaces that speak to the host in
 // the same way, zero for the zero Trust.
-func (t Trust) Fingerprint() secret.Fingerprint { return t.fingerprint }
+func (t Trust) Fingerprint() secret.Fingerprint { return t.value().fingerprint }
+
+// Previous returns what Fingerprint was before the last rotation of the root key: only
+// for finding what was kept under it. Zero if there was none.
+func (t Trust) Previous() secret.Fingerprint { return t.value().previous }
 
 // registry is a Registry, checked and prepared.
 type registry struct {
@@ -103,26 +118,32 @@ func (c *Client) Trust(host, namespace string) (Trust, error) {
 	if !c.allowed(host) {
 		return blocked("the host is not in the allow-list (fetch.allow)")
 	}
-	t := Trust{host: host}
+	t := trusted{host: host}
+	sealed := func(parts ...[]byte) (Trust, error) {
+		t.fingerprint, t.previous = sumBoth(c.settings.Key, append([][]byte{[]byte("trust"), []byte(host)}, parts...)...)
+		return Trust{unique.Make(t)}, nil
+	}
 	r := c.registries[host]
 	if r == nil {
-		t.fingerprint = c.settings.Key.Sum([]byte("trust"), []byte(host))
-		return t, nil
+		return sealed()
 	}
 	named := namespace == Operator || slices.Contains(r.Namespaces, namespace) || slices.Contains(r.Namespaces, "*")
 	if len(r.Namespaces) > 0 && !named {
 		return blocked("namespace %q is not among the registry's namespaces", namespace)
 	}
 	t.certificate = r.Certificate != nil && named
-	parts := [][]byte{[]byte("trust"), []byte(host), nil, r.CA}
+	scheme := "https"
 	if r.PlainHTTP {
-		parts[2] = []byte("http")
+		scheme = "http"
+	}
+	parts := [][]byte{[]byte(scheme), r.CA, fmt.Append(nil, len(r.TokenHosts))}
+	for _, host := range slices.Sorted(slices.Values(r.TokenHosts)) {
+		parts = append(parts, []byte(canonicalHost(host)))
 	}
 	if t.certificate {
 		parts = append(parts, r.Certificate.Certificate...)
 	}
-	t.fingerprint = c.settings.Key.Sum(parts...)
-	return t, nil
+	return sealed(parts...)
 }
 
 // allowed reports whether the allow-list lets a reference or URL name host.
@@ -196,8 +217,8 @@ func hostPort(u *url.URL) string {
 
 // base returns where t's registry is.
 func (c *Client) base(t Trust) *url.URL {
-	u := &url.URL{Scheme: "https", Host: t.host, Path: "/v2/"}
-	if c.plain(t.host) {
+	u := &url.URL{Scheme: "https", Host: t.Host(), Path: "/v2/"}
+	if c.plain(t.Host()) {
 		u.Scheme = "http"
 	}
 	return u
@@ -208,8 +229,8 @@ func (c *Client) base(t Trust) *url.URL {
 // address: one tenant's registry must not lead there for it. It may, if every
 // namespace that t can be for may use that registry as well.
 func (c *Client) reachable(t Trust, host string) bool {
-	to, from := c.registries[host], c.registries[t.host]
-	if host == t.host || to == nil || len(to.Namespaces) == 0 || slices.Contains(to.Namespaces, "*") {
+	to, from := c.registries[host], c.registries[t.Host()]
+	if host == t.Host() || to == nil || len(to.Namespaces) == 0 || slices.Contains(to.Namespaces, "*") {
 		return true
 	}
 	return from != nil && len(from.Namespaces) > 0 && !slices.ContainsFunc(from.Namespaces, func(n string) bool {
@@ -233,7 +254,7 @@ func (c *Client) tlsConfig(t Trust, host, serverName string) *tls.Config {
 		RootCAs:    c.roots,
 		NextProtos: []string{"h2", "http/1.1"},
 	}
-	own := c.registries[t.host]
+	own := c.registries[t.Host()]
 	entry := c.registries[host]
 	if entry == nil && own != nil && own.tokenHost(host) {
 		entry = own
@@ -241,7 +262,7 @@ func (c *Client) tlsConfig(t Trust, host, serverName string) *tls.Config {
 	if entry != nil && entry.roots != nil {
 		config.RootCAs = entry.roots
 	}
-	if host == t.host && t.certificate && own != nil {
+	if host == t.Host() && t.value().certificate && own != nil {
 		config.Certificates = []tls.Certificate{*own.Certificate}
 	}
 	return config

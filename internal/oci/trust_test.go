@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/stileproject/stile/internal/secret"
 )
 
 func TestTrust_AllowList(t *testing.T) {
@@ -62,15 +64,16 @@ func TestTrust_NamespacesAndCertificates(t *testing.T) {
 	} {
 		one.registry.Host = host
 		tr, err := trustIn(one.registry, one.namespace)
-		if one.blocked != errors.Is(err, Blocked) || !one.blocked && err != nil || tr.certificate != one.certificate {
+		if one.blocked != errors.Is(err, Blocked) || !one.blocked && err != nil || tr.value().certificate != one.certificate {
 			t.Errorf("%s: %+v, %v", name, tr, err)
 		}
 	}
 
 	// One way to speak to a host is one fingerprint; another way is another.
-	seen := map[string]string{}
+	seen := map[secret.Fingerprint]string{}
 	for name, r := range map[string]Registry{
-		"none": {}, "plain": {PlainHTTP: true}, "CA": {CA: testAuthority().pem}, "CA and certificate": {CA: testAuthority().pem, Certificate: &cert, Namespaces: []string{"*"}},
+		"none": {}, "token host": {TokenHosts: []string{"auth.example"}}, "other token host": {TokenHosts: []string{"login.example"}},
+		"token hosts": {TokenHosts: []string{"auth.example", "login.example"}}, "plain": {PlainHTTP: true}, "CA": {CA: testAuthority().pem}, "CA and certificate": {CA: testAuthority().pem, Certificate: &cert, Namespaces: []string{"*"}},
 		"certificate": {Certificate: &cert, Namespaces: []string{"*"}},
 	} {
 		r.Host = host
@@ -81,10 +84,10 @@ func TestTrust_NamespacesAndCertificates(t *testing.T) {
 		if b, err := trustIn(r, "team-b"); err != nil || a != b {
 			t.Errorf("%s: two namespaces that speak alike differ: %v", name, err)
 		}
-		if other := seen[string(a.fingerprint[:])]; other != "" {
+		if other := seen[a.Fingerprint()]; other != "" {
 			t.Errorf("%s and %s have one fingerprint", name, other)
 		}
-		seen[string(a.fingerprint[:])] = name
+		seen[a.Fingerprint()] = name
 	}
 }
 

@@ -5,10 +5,12 @@ package reference
 
 import (
 	"fmt"
+	"hash/maphash"
 	"net"
 	"regexp"
 	"strconv"
 	"strings"
+	"unique"
 )
 
 const (
@@ -23,11 +25,33 @@ const (
 
 // Reference is one image: a repository at a registry and, in it, a tag or a digest.
 // Equal references name the same image, whatever their spelling was. The zero value
-// names nothing. References are immutable and comparable.
+// names nothing. References are immutable, comparable and two words long: the names
+// of one image are kept once.
 type Reference struct {
+	of   unique.Handle[names]
+	hash uint64 // of the names, never 0; 0 = the zero Reference, which has no names
+}
+
+// names are what a Reference stands for.
+type names struct {
 	host, repository string
 	tag              string // empty if digest is set: a digest decides alone
 	digest           string
+}
+
+// seed makes hashes that nobody outside can aim at: names come from strangers.
+var seed = maphash.MakeSeed()
+
+func intern(n names) Reference {
+	return Reference{of: unique.Make(n), hash: maphash.Comparable(seed, n) | 1<<63}
+}
+
+// names returns what r stands for; nothing for the zero Reference.
+func (r Reference) names() names {
+	if r.hash == 0 {
+		return names{}
+	}
+	return r.of.Value()
 }
 
 var (
@@ -48,7 +72,7 @@ func Parse(s string) (Reference, error) {
 	if s == "" {
 		return Reference{}, fmt.Errorf("image reference is empty: want [host/]repository[:tag][@sha256:digest]")
 	}
-	var r Reference
+	var r names
 	rest, digest, pinned := strings.Cut(s, "@")
 	if pinned {
 		hexPart, ok := strings.CutPrefix(digest, "sha256:")
@@ -93,7 +117,7 @@ func Parse(s string) (Reference, error) {
 	default:
 		r.tag = DefaultTag
 	}
-	return r, nil
+	return intern(r), nil
 }
 
 // shown returns s as an error may quote it: what stands before an "@" that begins no
@@ -148,39 +172,48 @@ func canonicalHost(s string) (string, error) {
 }
 
 // Host returns the registry, canonical: lower case, with a port unless it is 443.
-func (r Reference) Host() string { return r.host }
+func (r Reference) Host() string { return r.names().host }
 
 // Repository returns the repository without the host.
-func (r Reference) Repository() string { return r.repository }
+func (r Reference) Repository() string { return r.names().repository }
 
 // Source returns host/repository: what delivers bytes, and to whom a digest that
 // it delivered may be opened.
-func (r Reference) Source() string { return r.host + "/" + r.repository }
+func (r Reference) Source() string {
+	n := r.names()
+	return n.host + "/" + n.repository
+}
 
 // Tag returns the tag, or "" where a digest decides.
-func (r Reference) Tag() string { return r.tag }
+func (r Reference) Tag() string { return r.names().tag }
 
 // Digest returns the digest as "sha256:" and 64 hexadecimal digits, or "".
-func (r Reference) Digest() string { return r.digest }
+func (r Reference) Digest() string { return r.names().digest }
 
 // At returns the same repository at the given digest, which must have the form that
 // Digest returns.
 func (r Reference) At(digest string) Reference {
-	return Reference{host: r.host, repository: r.repository, digest: digest}
+	n := r.names()
+	return intern(names{host: n.host, repository: n.repository, digest: digest})
 }
 
 // IsZero reports whether r names nothing.
-func (r Reference) IsZero() bool { return r == Reference{} }
+func (r Reference) IsZero() bool { return r.hash == 0 }
+
+// Hash returns a hash of r for tables in memory: equal for equal References within
+// one process, and of no meaning outside it.
+func (r Reference) Hash() uint64 { return r.hash }
 
 // String returns the canonical spelling, which Parse reads back to an equal Reference.
 func (r Reference) String() string {
+	n := r.names()
 	switch {
 	case r.IsZero():
 		return ""
-	case r.digest != "":
-		return r.Source() + "@" + r.digest
+	case n.digest != "":
+		return n.host + "/" + n.repository + "@" + n.digest
 	default:
-		return r.Source() + ":" + r.tag
+		return n.host + "/" + n.repository + ":" + n.tag
 	}
 }
 

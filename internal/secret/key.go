@@ -87,8 +87,14 @@ func FormatRoot(r Root) []byte {
 // Valid reports whether r was made by NewRoot or ParseRoot.
 func (r Root) Valid() bool { return !r.current.Empty() }
 
-// Key returns the current key for p.
-func (r Root) Key(p Purpose) Key { return derive(r.current, p) }
+// Key returns the current key for p, which knows the one before the last rotation.
+func (r Root) Key(p Purpose) Key {
+	k := derive(r.current, p)
+	if previous, ok := r.Previous(p); ok {
+		k.previous = previous.pool
+	}
+	return k
+}
 
 // Previous returns the key for p under the root before the last rotation, if there is one.
 func (r Root) Previous(p Purpose) (Key, bool) {
@@ -119,7 +125,11 @@ func derive(root Secret, p Purpose) Key {
 
 // Key computes fingerprints for one purpose. It is safe for concurrent use and has
 // no printable form. The zero Key panics when used.
-type Key struct{ pool func() *sync.Pool }
+type Key struct{ pool, previous func() *sync.Pool }
+
+// Previous returns the key for the same purpose under the root before the last
+// rotation, if there is one.
+func (k Key) Previous() (Key, bool) { return Key{pool: k.previous}, k.previous != nil }
 
 // Sum returns the HMAC-SHA256 of the parts, each preceded by its length, so that
 // no two lists of parts have the same input.
