@@ -31,6 +31,7 @@ const (
 	ReasonModuleRejectedConfig = "ModuleRejectedConfig"
 	ReasonSignatureInvalid     = "SignatureInvalid"
 	ReasonNotVerifiable        = "NotVerifiable"
+	ReasonStoreFull            = "StoreFull"
 )
 
 // The reasons of Programmed, beside ReasonPending. NoMatchingProxies comes with

@@ -132,6 +132,10 @@ func validateAttachment(f *findings, s *WasmPluginSpec) {
 		if n := len(s.TargetRefs); n > maxTargetRefs {
 			f.invalid("spec.targetRefs", "must have at most %d entries, has %d", maxTargetRefs, n)
 		}
+		if len(s.TargetRefs) == 0 {
+			f.warn("spec.targetRefs", ReasonNotRecommended,
+				"an empty list selects every proxy: write the targets, or remove the field to say so")
+		}
 		for i := range s.TargetRefs {
 			validateTargetRef(f, fmt.Sprintf("spec.targetRefs[%d]", i), &s.TargetRefs[i])
 		}
@@ -224,7 +228,7 @@ func validateSource(f *findings, s *WasmPluginSpec) {
 	if s.VerificationKey != "" {
 		validateKey(f, s.VerificationKey)
 		if !u.IsZero() && u.Scheme != SchemeOCI {
-			f.warn("spec.verificationKey", ReasonNotVerifiable, "signatures exist for images alone: what %s:// delivers cannot be verified", u.Scheme)
+			f.warn("spec.verificationKey", ReasonNotVerifiable, "only images carry signatures, and what %s:// delivers is not run unverified: push the module to a registry, or remove the key", u.Scheme)
 		}
 	}
 }

@@ -80,6 +80,8 @@ func TestValidate(t *testing.T) {
 		"a dotted name": {[]edit{func(p *v1alpha1.WasmPlugin) { p.Name = "a.b-c.d" }}, nil},
 		"a selector of nothing": {spec(func(s *v1alpha1.WasmPluginSpec) { s.Selector = &v1alpha1.WorkloadSelector{} }),
 			[]string{"spec.selector warning NotRecommended"}},
+		"targets of nothing": {spec(func(s *v1alpha1.WasmPluginSpec) { s.TargetRefs = []v1alpha1.TargetReference{} }),
+			[]string{"spec.targetRefs warning NotRecommended"}},
 		"an ECDSA key":                    {spec(func(s *v1alpha1.WasmPluginSpec) { s.VerificationKey = publicKey(t, "ecdsa") }), nil},
 		"an Ed25519 key with text around": {spec(func(s *v1alpha1.WasmPluginSpec) { s.VerificationKey = "\n" + publicKey(t, "ed25519") + "\n\n" }), nil},
 		"two keys": {spec(func(s *v1alpha1.WasmPluginSpec) { s.VerificationKey = publicKey(t, "ecdsa") + publicKey(t, "ecdsa") }),
