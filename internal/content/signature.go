@@ -7,7 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/sha256"
-	_ "crypto/sha512" // P-384 and P-521 keys sign with it
+	_ "crypto/sha512" // P-384, P-521 and Ed25519 keys sign with it
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -90,7 +90,9 @@ func (v verifier) verify(message, signature []byte) bool {
 	case *rsa.PublicKey:
 		return rsa.VerifyPKCS1v15(key, crypto.SHA256, digestWith(crypto.SHA256, message), signature) == nil
 	case ed25519.PublicKey:
-		return ed25519.Verify(key, message, signature)
+		// cosign signs the message's hash (Ed25519ph); other tools, and it with KMS keys, the message.
+		return ed25519.Verify(key, message, signature) ||
+			ed25519.VerifyWithOptions(key, digestWith(crypto.SHA512, message), signature, &ed25519.Options{Hash: crypto.SHA512}) == nil
 	default:
 		return false
 	}
