@@ -197,13 +197,15 @@ func (c *Contents) fetchLayer(ctx context.Context, k itemKey, p access.Proof, l 
 			Message: fmt.Sprintf("layer %s has %d bytes, the limit is %d; raise fetch.maxModuleSize if the module is really that large", l.Digest, l.Size, most),
 		}
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	blob, err := c.fetcher.Blob(ctx, p.Image(), l.oci(), p.Credential(), p.Trust())
 	if err != nil {
 		return store.Record{}, err
 	}
 	defer func() { _ = blob.Close() }()
 	return c.take(ctx, taking{
-		blob: blob, form: form, limits: limits, namespace: p.Namespace(),
+		blob: blob, abandon: cancel, form: form, limits: limits, namespace: p.Namespace(),
 		record: store.Record{Source: k.source, Name: k.name},
 		facts:  moduleFacts{Digest: p.Digest(), Packaging: packaging},
 	})
@@ -212,6 +214,7 @@ func (c *Contents) fetchLayer(ctx context.Context, k itemKey, p access.Proof, l 
 // taking is one delivery on its way into the store.
 type taking struct {
 	blob      io.Reader
+	abandon   func() // has a Read of blob that waits return
 	form      wasm.Form
 	limits    wasm.Limits
 	namespace string
@@ -231,7 +234,8 @@ func (c *Contents) take(ctx context.Context, t taking) (store.Record, error) {
 		return store.Record{}, err
 	}
 	defer w.Abort()
-	blob := &counting{r: contextReader{ctx, t.blob}, n: progressOf(ctx)}
+	blob := readAhead(&counting{r: contextReader{ctx, t.blob}, n: progressOf(ctx)})
+	defer blob.stop(t.abandon)
 	size, packaging, unpackErr := wasm.Unpack(w, blob, t.form, t.limits)
 	// A damaged archive may be the sign of damaged bytes, and a module may end before its
 	// layer does: the verdict on the bytes comes first, and comes at their end.

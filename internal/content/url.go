@@ -97,6 +97,8 @@ func (r *URLRequest) stale(fetched time.Time) bool {
 // fetchURL has the URL deliver a module, which is then recorded as what came last and
 // under its own sha256.
 func (c *Contents) fetchURL(ctx context.Context, k itemKey, r URLRequest) (store.Record, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	body, err := c.fetcher.Download(ctx, r.URL, r.Trust)
 	if err != nil {
 		return store.Record{}, err
@@ -104,7 +106,7 @@ func (c *Contents) fetchURL(ctx context.Context, k itemKey, r URLRequest) (store
 	defer func() { _ = body.Close() }()
 	limits := wasm.Limits{Module: c.config.MaxModule}
 	return c.take(ctx, taking{
-		blob: limited(body, limits.Most()), form: wasm.FormAny, limits: limits, namespace: r.Namespace, sha256: r.SHA256,
+		blob: limited(body, limits.Most()), abandon: cancel, form: wasm.FormAny, limits: limits, namespace: r.Namespace, sha256: r.SHA256,
 		record: store.Record{Source: k.source, Name: k.name}, pin: r.SHA256 == "",
 	})
 }

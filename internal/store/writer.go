@@ -2,11 +2,9 @@ package store
 
 import (
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"path"
 	"syscall"
@@ -20,7 +18,7 @@ type Writer struct {
 	namespace string
 	temp      string
 	f         file
-	hash      hash.Hash
+	hash      *hasher
 	size      int64
 	reserved  int64
 	done      bool
@@ -36,7 +34,7 @@ func (s *Store) Create(namespace string) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: begin module: %w", diskError(err))
 	}
-	return &Writer{s: s, namespace: namespace, temp: temp, f: f, hash: sha256.New()}, nil
+	return &Writer{s: s, namespace: namespace, temp: temp, f: f, hash: newHasher()}, nil
 }
 
 // Write adds bytes. It fails with ErrFull or ErrNamespaceFull as soon as what is
@@ -48,7 +46,7 @@ func (w *Writer) Write(b []byte) (int, error) {
 		}
 	}
 	n, err := w.f.Write(b)
-	w.hash.Write(b[:n])
+	w.hash.write(b[:n])
 	w.size += int64(n)
 	if err != nil {
 		return n, fmt.Errorf("store: write module: %w", diskError(err))
@@ -74,7 +72,7 @@ func (w *Writer) reserve(n int64) error {
 func (w *Writer) Size() int64 { return w.size }
 
 // SHA256 returns the sha256 of what was written so far, 64 hexadecimal digits.
-func (w *Writer) SHA256() string { return hex.EncodeToString(w.hash.Sum(nil)) }
+func (w *Writer) SHA256() string { return hex.EncodeToString(w.hash.sum()) }
 
 // Reader returns what was written so far, from its beginning. It is valid until
 // Commit or Abort.
@@ -150,6 +148,7 @@ func (w *Writer) Commit(records ...Record) (string, error) {
 // Abort gives up the module; after Commit it does nothing, so that it can be
 // deferred. Touches the disk.
 func (w *Writer) Abort() {
+	w.hash.stop()
 	if w.done {
 		return
 	}
