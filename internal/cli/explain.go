@@ -228,12 +228,17 @@ func explainPlugins(w io.Writer, plugins []plugin.ExplainedPlugin, wide bool) {
 		heading = append(heading, "SELECTOR", "MATCH")
 	}
 	t := newTable(w, heading...)
-	defer t.end()
 	for _, p := range plugins {
 		row := []string{"  " + p.Plugin, p.Type, p.Phase, strconv.Itoa(int(p.Priority)), p.Before}
 		if wide {
 			row = append(row, p.Selector, p.Match)
 		}
 		t.row(row...)
+	}
+	t.end()
+	for _, p := range plugins {
+		if len(p.DisabledFor) > 0 {
+			_, _ = fmt.Fprintf(w, "  off %s: %s\n", printable(p.Plugin), printable(strings.Join(p.DisabledFor, ", ")))
+		}
 	}
 }

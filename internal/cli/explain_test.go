@@ -157,3 +157,15 @@ func TestValidate_AFileNamedTwiceIsReadOnce(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+func TestExplain_TableTellsWhichRoutesSwitchAPluginOff(t *testing.T) {
+	t.Parallel()
+	e := plugin.Explanation{Listeners: []plugin.ExplainedListener{{Name: "l", Plugins: []plugin.ExplainedPlugin{
+		{Plugin: "edge/a", Type: "HTTP", Before: "router", DisabledFor: []string{"virtual host all", "route all/1"}}, {Plugin: "edge/b", Before: "router"},
+	}}}}
+	var b strings.Builder
+	explainAnswer(e).Table(&b, false)
+	if !strings.Contains(b.String(), "\n  off edge/a: virtual host all, route all/1\n") || strings.Contains(b.String(), "off edge/b") {
+		t.Error(b.String())
+	}
+}
