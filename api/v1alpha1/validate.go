@@ -49,8 +49,8 @@ func (f *findings) invalid(field, format string, args ...any) {
 	f.add(SeverityError, field, ReasonInvalid, format, args...)
 }
 
-func (f *findings) required(field, format string, args ...any) {
-	f.add(SeverityError, field, ReasonRequired, format, args...)
+func (f *findings) required(field, message string) {
+	f.add(SeverityError, field, ReasonRequired, "%s", message)
 }
 
 func (f *findings) duplicate(field, format string, args ...any) {
@@ -173,18 +173,18 @@ func validateSelector(f *findings, s *WorkloadSelector) {
 }
 
 func validateTargetRef(f *findings, field string, r *TargetReference) {
-	switch {
-	case r.Kind == "":
+	switch r.Kind {
+	case "":
 		f.required(field+".kind", "must be one of Gateway, GatewayClass, Service and ServiceEntry")
-	case r.Kind == "Gateway" || r.Kind == "GatewayClass":
+	case "Gateway", "GatewayClass":
 		if r.Group != gatewayGroup {
 			f.invalid(field+".group", "must be %s for kind %s", gatewayGroup, r.Kind)
 		}
-	case r.Kind == "Service":
+	case "Service":
 		if r.Group != "" && r.Group != "core" {
 			f.invalid(field+".group", `must be "core" or empty for kind Service`)
 		}
-	case r.Kind == "ServiceEntry":
+	case "ServiceEntry":
 		if r.Group != serviceEntryGroup {
 			f.invalid(field+".group", "must be %s for kind ServiceEntry", serviceEntryGroup)
 		}

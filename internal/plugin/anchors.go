@@ -128,11 +128,12 @@ func (a anchors) find(filters []Filter) places {
 	for i := range classes {
 		classes[i] = a.classOf(filters[i])
 	}
+	const unset = -1
 	first := func(c class, from int) int {
 		if i := slices.Index(classes[from:], c); i >= 0 {
 			return from + i
 		}
-		return -1
+		return unset
 	}
 	last := func(c class) int {
 		for i := len(classes) - 1; i >= 0; i-- {
@@ -140,7 +141,7 @@ func (a anchors) find(filters []Filter) places {
 				return i
 			}
 		}
-		return -1
+		return unset
 	}
 	// after is the place right after a filter, and after filters that must come first.
 	after := func(i int) int {
@@ -148,14 +149,14 @@ func (a anchors) find(filters []Filter) places {
 		}
 		return i
 	}
-	const unset = -1
-	authN, authZ, stats := first(authentication, 0), unset, unset
-	lastN, lastZ := last(authentication), last(authorization)
-	if authZ = first(authorization, lastN+1); authZ < 0 && lastN >= 0 {
+	authN, lastN := first(authentication, 0), last(authentication)
+	authZ := first(authorization, lastN+1)
+	if authZ == unset && lastN >= 0 {
 		authZ = after(lastN)
 	}
-	lastA := max(lastN, lastZ)
-	if stats = first(statistics, lastA+1); stats < 0 && lastA >= 0 {
+	lastA := max(lastN, last(authorization))
+	stats := first(statistics, lastA+1)
+	if stats == unset && lastA >= 0 {
 		stats = after(lastA)
 	}
 	p.at = [5]int{authN, authZ, stats, p.terminal, p.terminal}
@@ -174,7 +175,7 @@ func (a anchors) find(filters []Filter) places {
 // requests that nobody has authenticated. Other authorization there is an operator's
 // own external check, and meant.
 func (a anchors) contradictions(filters []Filter, classes []class, lastN int, p *places) {
-	for i := 0; i < lastN; i++ {
+	for i := range lastN {
 		if classes[i] == authorization && slices.ContainsFunc(filters[i].TypeURLs, func(u string) bool { return bareType(u) == a.rbac }) {
 			p.problems = append(p.problems, placeProblem{v1alpha1.SeverityWarning, ProblemAnchorOrder,
 				"filter " + filters[i].Name + " authorizes before filter " + filters[lastN].Name + " authenticates: AUTHZ plugins run after the latter"})
