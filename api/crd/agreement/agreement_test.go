@@ -5,8 +5,10 @@ package agreement
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -291,6 +293,73 @@ func TestWhatGoAcceptsTheCRDAccepts(t *testing.T) {
 	}
 	if accepted < 1000 {
 		t.Errorf("only %d urls were worth a try", accepted)
+	}
+}
+
+// TestAnySpecIsJudgedAlike puts values of every kind into every field, some at a time.
+func TestAnySpecIsJudgedAlike(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	anything := []string{"null", `""`, "x", "0", "1", "-1", "1.5", "1e3", "2147483648", "true", "'true'", "[]", "{}", "[null]", "[{}]", "[x]", "[1]", "{x: y}", "{'': x}", "{x: null}", "[[]]", "{x: {}}", `"ä"`, "2026-01-02", "0x10", "~"}
+	gateway := "{group: gateway.networking.k8s.io, kind: Gateway, name: g}"
+	fields := map[string][]string{
+		"selector":        {"{matchLabels: {a: b}}", "{matchLabels: {a: 'b*'}}", "{matchLabels: null}", "{matchLabels: {a: 1}}", "{matchLabels: [a]}", "{matchLabels: {a: b}, matchExpressions: []}"},
+		"targetRef":       {gateway, "{kind: Service, name: ''}", "{kind: Service}", "{kind: Service, name: s, namespace: null}", "{group: 1, kind: Service, name: s}"},
+		"targetRefs":      {"[" + gateway + "]", "[" + gateway + ", {kind: Pod, name: p}]", "[{kind: '', name: p}]"},
+		"sha256":          {digest, strings.ToUpper(digest), "'" + digest + " '"},
+		"imagePullPolicy": {"Always", "IfNotPresent", "UNSPECIFIED_POLICY", "always"},
+		"imagePullSecret": {"regcred", "'a b'"},
+		"pluginConfig":    {"{a: [1, {b: null}]}", "{a: 2026-01-02}"},
+		"pluginName":      {"root"},
+		"phase":           {"AUTHN", "ASM_ROUTER", "' AUTHN'"},
+		"priority":        {"10", "-2147483648", "-2147483649", "2147483647", "10.0"},
+		"failStrategy":    {"FAIL_OPEN", "FAIL_RELOAD", "fail_open"},
+		"vmConfig":        {"{env: null}", "{env: []}", "{env: [{name: A}]}", "{env: [{name: A}, {name: A}]}", "{env: [{name: A, valueFrom: HOST, value: null}]}", "{env: [{name: A, valueFrom: HOST, value: ''}]}", "{env: [{name: A, valueFrom: null, value: x}]}", "{env: {name: A}}"},
+		"match":           {"[{mode: CLIENT}]", "[{mode: null, ports: null}]", "[{mode: ''}]", "[{ports: [{number: 80}]}]", "[{ports: [{number: 80}, {number: 80.0}]}]", "[{ports: [{number: '80'}]}]", "[{ports: [{number: null}]}]", "[{ports: {number: 80}}]"},
+		"type":            {"HTTP", "NETWORK", "UNSPECIFIED_PLUGIN_TYPE", "http"},
+		"other":           nil,
+	}
+	names := slices.Sorted(maps.Keys(fields))
+	good, bad := 0, 0
+	judge := func(spec string) {
+		doc := plugin(spec)
+		var golang []string
+		for _, d := range document.Read("a.yaml", []byte(doc)) {
+			for _, f := range d.Findings {
+				if f.Severity == "error" {
+					golang = append(golang, f.Field+": "+f.Message)
+				}
+			}
+		}
+		crd := s.faults(t, doc, "")
+		if len(crd) > 0 {
+			bad++
+		} else {
+			good++
+		}
+		if (len(golang) > 0) != (len(crd) > 0) {
+			t.Errorf("%q\nthe Go validation says %q\nthe CRD says           %q", spec, golang, crd)
+		}
+	}
+	for _, name := range names {
+		for _, value := range slices.Concat(anything, fields[name]) {
+			judge("url: a\n" + name + ": " + value)
+		}
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 3000 {
+		spec := "url: a"
+		for _, i := range r.Perm(len(names))[:1+r.IntN(4)] {
+			values := fields[names[i]] // mostly sensible ones: most documents are nearly right
+			if len(values) == 0 || r.IntN(4) == 0 {
+				values = anything
+			}
+			spec += "\n" + names[i] + ": " + values[r.IntN(len(values))]
+		}
+		judge(spec)
+	}
+	if good < 500 || bad < 500 {
+		t.Errorf("%d documents were good and %d bad: that says little", good, bad)
 	}
 }
 
