@@ -76,7 +76,7 @@ func (w *Writer) SHA256() string { return hex.EncodeToString(w.hash.sum()) }
 
 // Reader returns what was written so far, from its beginning. It is valid until
 // Commit or Abort.
-func (w *Writer) Reader() io.Reader { return io.NewSectionReader(w.f, 0, w.size) }
+func (w *Writer) Reader() io.ReadSeeker { return io.NewSectionReader(w.f, 0, w.size) }
 
 // Commit makes the module and the records that lead to it durable and visible, in
 // this order: the module's bytes, its name, each record. The records' Module and

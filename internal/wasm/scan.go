@@ -18,13 +18,24 @@ var errShort = errors.New("ends too early")
 // and knows its offset. Reading past the current section is errShort.
 type scanner struct {
 	r      *bufio.Reader
+	seek   io.ReadSeeker // what r reads from, if it can leave something out; else nil
+	size   int64         // then: of the whole
 	offset int64
 	left   int64 // bytes left in the current section; -1 outside of one
 	err    error // the reader's own failure, other than io.EOF
 }
 
 func newScanner(r io.Reader) *scanner {
-	return &scanner{r: bufio.NewReaderSize(r, 32<<10), left: -1}
+	s := &scanner{r: bufio.NewReaderSize(r, 32<<10), left: -1}
+	if seek, ok := r.(io.ReadSeeker); ok {
+		at, err := seek.Seek(0, io.SeekCurrent)
+		end, err2 := seek.Seek(0, io.SeekEnd)
+		_, err3 := seek.Seek(at, io.SeekStart)
+		if s.err = errors.Join(err, err2, err3); s.err == nil {
+			s.seek, s.size = seek, end-at
+		}
+	}
+	return s
 }
 
 func (s *scanner) readByte() (byte, error) {
@@ -110,10 +121,19 @@ func (s *scanner) full(b []byte) error {
 	return err
 }
 
-// skip reads past n bytes.
+// skip reads past n bytes, or leaves them out where that is possible: code and data are
+// most of a module.
 func (s *scanner) skip(n int64) error {
 	if s.left >= 0 && n > s.left {
 		return errShort
+	}
+	if n > int64(s.r.Size()) && s.seek != nil && n <= s.size-s.offset {
+		if _, err := s.seek.Seek(n-int64(s.r.Buffered()), io.SeekCurrent); err != nil {
+			return s.failed(err)
+		}
+		s.r.Reset(s.seek)
+		s.advance(n)
+		return nil
 	}
 	for n > 0 {
 		step, err := s.r.Discard(int(min(n, 1<<20)))

@@ -187,3 +187,35 @@ func FuzzInspect(f *testing.F) {
 		agrees(t, b)
 	})
 }
+
+// Whether a reader can leave bytes out makes no difference to what is found, also where
+// the module ends before its sections do.
+func TestInspectReader_LeavesOutWhatItNeedNotRead(t *testing.T) {
+	t.Parallel()
+	module := wasmtest.Sized(300<<10, 1)
+	for _, size := range []int{len(module), len(module) - 1, len(module) / 2, 200, 8, 0} {
+		wantModule, want, err := InspectReader(struct{ io.Reader }{bytes.NewReader(module[:size])})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &seen{ReadSeeker: bytes.NewReader(module[:size])}
+		gotModule, got, err := InspectReader(r)
+		if err != nil || !cmp.Equal(gotModule, wantModule) || !cmp.Equal(got, want) {
+			t.Errorf("%d bytes: %+v %v %v, want %+v %v", size, gotModule, got, err, wantModule, want)
+		}
+		if size == len(module) && r.n > 64<<10 {
+			t.Errorf("it read %d of %d bytes", r.n, size)
+		}
+	}
+}
+
+type seen struct {
+	io.ReadSeeker
+	n int
+}
+
+func (s *seen) Read(b []byte) (int, error) {
+	n, err := s.ReadSeeker.Read(b)
+	s.n += n
+	return n, err
+}
