@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/stileproject/stile/internal/oci"
@@ -27,8 +28,11 @@ type Gate struct {
 	wake     chan struct{}
 	flights  sync.WaitGroup
 
-	table table // read without the lock
+	table table        // read without the lock
+	tick  atomic.Int64 // the time, lately: what a warm check goes by
+	lag   time.Duration
 
+	_          [64]byte // who reads the above is not disturbed by who takes the lock
 	mu         sync.Mutex
 	running    bool
 	ended      bool
@@ -57,6 +61,7 @@ func New(r Registry, c Config) *Gate {
 	g := &Gate{
 		registry: r,
 		config:   c,
+		lag:      min(maxLag, c.Forget/16),
 		// A second ago, so that no time is 0, which means none.
 		base:       time.Now().Add(-time.Second),
 		audit:      newAudit(c.Audit, c.Log),
@@ -105,7 +110,18 @@ func (g *Gate) Run(ctx context.Context) error {
 }
 
 // now returns the time as entries count it.
-func (g *Gate) now() int64 { return int64(time.Since(g.base)) }
+func (g *Gate) now() int64 {
+	now := int64(time.Since(g.base))
+	if now-g.tick.Load() >= int64(g.lag/10) {
+		g.tick.Store(now)
+	}
+	return now
+}
+
+// maxLag is how far Gate.tick may be behind while only warm checks are made; else it is
+// a tenth of that. A warm check reads no clock: that takes as long as all the rest of
+// it, and waits for every read before it.
+const maxLag = 10 * time.Second
 
 // at returns a time of an entry as the world counts it.
 func (g *Gate) at(t int64) time.Time {
@@ -132,33 +148,54 @@ func (g *Gate) notify() {
 // Check answers from memory and never waits. A first sight is Pending and is asked in
 // the background; Changes tells when the answer is there. A tag is resolved:
 // Verdict.Digest says to what, and its yes is also that of repository@digest.
-func (g *Gate) Check(r Request) Verdict {
+func (g *Gate) Check(r Request) (v Verdict) {
 	e := g.table.find(r.Image, r.Credentials, r.Trust)
 	if e == nil {
 		return g.checkFirst(r)
 	}
-	now := g.now()
+	now := g.tick.Load()
 	e.touch(now)
-	if a, ok := e.plain.load(); ok {
-		a.digest = r.Image.Digest()
-		return g.verdict(e, &a)
+	if g.plainly(e, &v) {
+		v.Digest = r.Image.Digest()
+		return v
 	}
-	if a := e.answer.Load(); a.target != nil && a.state == Allowed && a.stale == 0 && !a.removed && g.fresh(a, r.NotBefore) {
-		if right, ok := a.target.plain.load(); ok {
-			a.target.touch(now)
-			right.digest = a.digest
-			return g.resolved(a, &right, e)
-		}
+	if a := e.answer.Load(); a.target != nil && a.state == Allowed && a.stale == 0 && !a.removed && g.fresh(a, r.NotBefore) && g.plainly(a.target, &v) {
+		a.target.touch(now)
+		g.named(e, a, &v)
+		return v
 	}
 	return g.checkSlowly(r, e)
 }
 
-// touchEvery is how exactly the last use is remembered: stores by many callers to one
-// entry would slow them all.
-const touchEvery = int64(100 * time.Millisecond)
+// plainly writes e's verdict but for its digest, if it is a plain yes. It writes into v,
+// field by field: this is the way of every warm check.
+func (g *Gate) plainly(e *entry, v *Verdict) bool {
+	checked, next, candidate, asked, ok := e.plain.load()
+	if !ok {
+		return false
+	}
+	v.State = Allowed
+	if !e.who.credentials.Anonymous() {
+		v.Credential = e.who.credentials.Candidates()[candidate].Fingerprint()
+	}
+	v.Tried = int(asked)
+	v.CheckedAt = g.at(checked)
+	v.NextCheck = g.at(next)
+	return true
+}
 
+// named makes the verdict on what a tag names one on the tag.
+func (g *Gate) named(e *entry, tag *answer, v *Verdict) {
+	v.Digest, v.Reason = tag.digest, tag.reason.reason()
+	v.CheckedAt = g.at(tag.checked)
+	if tag.reason != 0 {
+		v.Message = tagGone(e.image)
+	}
+}
+
+// touch notes a use. It stores only what is new: many callers share entries.
 func (e *entry) touch(now int64) {
-	if now-e.used.Load() > touchEvery {
+	if e.used.Load() < now {
 		e.used.Store(now)
 	}
 }
@@ -281,17 +318,6 @@ func (g *Gate) verdict(e *entry, a *answer) Verdict {
 	}
 	if a.state == Allowed {
 		v.Credential = e.who.credentials.Candidates()[a.candidate].Fingerprint()
-	}
-	return v
-}
-
-// resolved returns the verdict of a tag whose digest may be read.
-func (g *Gate) resolved(tag, right *answer, e *entry) Verdict {
-	v := g.verdict(tag.target, right)
-	v.Reason = tag.reason.reason()
-	v.CheckedAt = g.at(tag.checked)
-	if tag.reason != 0 {
-		v.Message = tagGone(e.image)
 	}
 	return v
 }

@@ -108,7 +108,7 @@ func (g *Gate) balance(t *testing.T) {
 		n++
 		byHost[e.who.host]++
 		byNamespace[e.owner]++
-		if e.index < 0 || g.agenda[e.index] != e {
+		if e.index < 0 || g.agenda[e.index].entry != e {
 			t.Errorf("%v is not on the agenda", e.image)
 		}
 		if e.answer.Load().removed {

@@ -15,23 +15,33 @@ const never = math.MaxInt64
 const batch = 128
 
 // agenda is a heap of entries by due time: what is not due costs nothing.
-type agenda []*entry
+type agenda []appointment
+
+// appointment is when the scheduler looks at an entry again.
+type appointment struct {
+	due   int64
+	entry *entry
+}
 
 func (a agenda) Len() int           { return len(a) }
 func (a agenda) Less(i, j int) bool { return a[i].due < a[j].due }
 func (a agenda) Swap(i, j int) {
 	a[i], a[j] = a[j], a[i]
-	a[i].index, a[j].index = int32(i), int32(j) //nolint:gosec // the caps are far lower
+	a[i].entry.index, a[j].entry.index = int32(i), int32(j) //nolint:gosec // the caps are far lower
 }
+
+// Push is part of heap.Interface; it takes an *entry, and leaves its time to Fix.
 func (a *agenda) Push(x any) {
 	e := x.(*entry)
 	e.index = int32(len(*a)) //nolint:gosec // the caps are far lower
-	*a = append(*a, e)
+	*a = append(*a, appointment{never, e})
 }
+
+// Pop is part of heap.Interface.
 func (a *agenda) Pop() any {
 	old := *a
-	e := old[len(old)-1]
-	old[len(old)-1] = nil
+	e := old[len(old)-1].entry
+	old[len(old)-1] = appointment{}
 	*a = old[:len(old)-1]
 	e.index = -1
 	return e
@@ -50,13 +60,11 @@ func (g *Gate) schedule(e *entry) {
 	if a := e.answer.Load(); a.state == Allowed && a.stale != 0 && e.pinned() {
 		due = min(due, g.graceEnd(e, a))
 	}
-	e.due = due
-	switch {
-	case e.index >= 0:
-		heap.Fix(&g.agenda, int(e.index))
-	default:
-		heap.Push(&g.agenda, e)
+	if e.index < 0 {
+		heap.Push(&g.agenda, e) // last, and stays there
 	}
+	g.agenda[e.index].due = due
+	heap.Fix(&g.agenda, int(e.index))
 	if e.index == 0 {
 		g.poke()
 	}
@@ -89,7 +97,7 @@ func (g *Gate) keepTime(ctx context.Context) {
 			}
 			continue // more is due; others had their turn at the lock
 		}
-		timer.Reset(wait)
+		timer.Reset(min(wait, g.lag))
 		select {
 		case <-ctx.Done():
 			return
@@ -114,7 +122,7 @@ func (g *Gate) doDue() time.Duration {
 			}
 			return time.Duration(next - now)
 		}
-		g.act(g.agenda[0], now)
+		g.act(g.agenda[0].entry, now)
 	}
 	return 0
 }

@@ -11,17 +11,17 @@ import (
 // entry is one key and what is known of it. Its first cache line is all that a warm
 // check of a digest reads.
 type entry struct {
-	image  oci.Reference
-	who    *principal
-	used   atomic.Int64           // when somebody last asked for it
-	plain  plainYes               // what answer says, if that is a plain yes
+	image oci.Reference
+	who   *principal
+	used  atomic.Int64 // when somebody last asked for it
+	plain plainYes     // what answer says, if that is a plain yes
+
 	answer atomic.Pointer[answer] // never nil
 
 	// All below is guarded by Gate.mu.
 	owner      *namespace // to whom the entry is charged
 	holds      *hold      // those given out, a list
 	prev, next *entry     // the principal's other entries
-	due        int64      // when the scheduler looks at it again
 	askAt      int64      // when it is to be asked; never if not
 	held       int32      // holders that hold it now
 	index      int32      // place in the heap; -1 = none
@@ -37,7 +37,7 @@ type entry struct {
 
 // is reports whether e's key is this one.
 func (e *entry) is(image oci.Reference, credentials oci.Credentials, trust oci.Trust) bool {
-	return e.image == image && e.who.trust == trust && e.who.credentials.Equal(credentials)
+	return e.image.Is(image) && e.who.trust == trust && e.who.credentials.Equal(credentials)
 }
 
 // set replaces the answer. Gate.mu is held.
@@ -76,15 +76,12 @@ func (p *plainYes) set(a *answer) {
 	p.word.Store(version<<versionShift | uint64(a.asked)<<askedShift | uint64(a.candidate)<<candidateShift | isPlain)
 }
 
-// load returns the yes; false if there is none, or it is being replaced.
-func (p *plainYes) load() (a answer, ok bool) {
+// load returns the yes; ok is false if there is none, or it is being replaced.
+func (p *plainYes) load() (checked, next int64, candidate, asked uint8, ok bool) {
 	word := p.word.Load()
-	if word&isPlain == 0 {
-		return a, false
-	}
-	a.state, a.candidate, a.asked = Allowed, uint8(word>>candidateShift), uint8(word>>askedShift) //nolint:gosec // the low bits
-	a.checked, a.next = p.checked.Load(), p.next.Load()
-	return a, p.word.Load() == word
+	checked, next = p.checked.Load(), p.next.Load()
+	ok = word&isPlain != 0 && p.word.Load() == word
+	return checked, next, uint8(word >> candidateShift), uint8(word >> askedShift), ok //nolint:gosec // the low bits
 }
 
 // pinned reports whether the entry is of a digest: a right. The others are of tags:

@@ -25,11 +25,11 @@ const (
 
 // Reference is one image: a repository at a registry and, in it, a tag or a digest.
 // Equal references name the same image, whatever their spelling was. The zero value
-// names nothing. References are immutable, comparable and two words long: the names
+// names nothing. References are immutable, comparable and three words long: the names
 // of one image are kept once.
 type Reference struct {
-	of   unique.Handle[names]
-	hash uint64 // of the names, never 0; 0 = the zero Reference, which has no names
+	of     unique.Handle[names]
+	digest string // of's own
 }
 
 // names are what a Reference stands for.
@@ -39,20 +39,28 @@ type names struct {
 	digest           string
 }
 
-// seed makes hashes that nobody outside can aim at: names come from strangers.
-var seed = maphash.MakeSeed()
-
 func intern(n names) Reference {
-	return Reference{of: unique.Make(n), hash: maphash.Comparable(seed, n) | 1<<63}
+	of := unique.Make(n)
+	return Reference{of: of, digest: of.Value().digest}
 }
 
 // names returns what r stands for; nothing for the zero Reference.
 func (r Reference) names() names {
-	if r.hash == 0 {
+	if r.IsZero() {
 		return names{}
 	}
 	return r.of.Value()
 }
+
+// seed makes hashes that nobody outside can aim at: names come from strangers.
+var seed = maphash.MakeSeed()
+
+// Hash returns a hash of r for tables in memory: equal for equal References within
+// one process, and of no meaning outside it. It looks at no text.
+func (r Reference) Hash() uint64 { return maphash.Comparable(seed, r.of) }
+
+// Is reports whether both name the same image, as == does, and looks at no text.
+func (r Reference) Is(other Reference) bool { return r.of == other.of }
 
 var (
 	component = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
@@ -188,7 +196,7 @@ func (r Reference) Source() string {
 func (r Reference) Tag() string { return r.names().tag }
 
 // Digest returns the digest as "sha256:" and 64 hexadecimal digits, or "".
-func (r Reference) Digest() string { return r.names().digest }
+func (r Reference) Digest() string { return r.digest }
 
 // At returns the same repository at the given digest, which must have the form that
 // Digest returns.
@@ -198,11 +206,7 @@ func (r Reference) At(digest string) Reference {
 }
 
 // IsZero reports whether r names nothing.
-func (r Reference) IsZero() bool { return r.hash == 0 }
-
-// Hash returns a hash of r for tables in memory: equal for equal References within
-// one process, and of no meaning outside it.
-func (r Reference) Hash() uint64 { return r.hash }
+func (r Reference) IsZero() bool { return r.of == unique.Handle[names]{} }
 
 // String returns the canonical spelling, which Parse reads back to an equal Reference.
 func (r Reference) String() string {
