@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/stileproject/stile/internal/xds"
+	"github.com/stileproject/stile/internal/xds/xdstest"
 )
 
 // vmOf returns the VM configuration within an ECDS resource.
@@ -184,6 +185,43 @@ func TestServer_ANewProcessIsSentThePlainBytes(t *testing.T) {
 				t.Error("the bytes are not those that the group shares")
 			}
 			c.Close()
+		}
+	})
+}
+
+// A module that the process before it refused while it was fetching, as it was asked to, comes
+// plainly to a new process: its listener waits for it, and nobody meets a stand-in.
+func TestRemote_ANewProcessOwesNothingToTheOneBefore(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.only(remote())
+		ask := func(c *xdstest.SotW, clusters, listeners string) *discoveryv3.DiscoveryResponse {
+			c.Have(xds.ClusterType, clusters)
+			c.Ask(xds.ClusterType)
+			c.Have(xds.ListenerType, listeners)
+			c.Ask(xds.ListenerType)
+			c.Ask(xds.ExtensionType, pluginResource)
+			for {
+				if r := c.Next(); r.GetTypeUrl() == xds.ExtensionType {
+					return r
+				}
+			}
+		}
+		running := b.ads()
+		r := ask(running, "1", "1")
+		if !nacks(t, r) {
+			t.Fatal("a process that runs is sent the plain form")
+		}
+		running.Nack(r, "Unable to create Wasm plugin team-a.p")
+		running.Close()
+
+		half := b.ads() // it has refused its listeners, in part, but runs with its clusters
+		if !nacks(t, ask(half, "1", "")) {
+			t.Error("a process that holds clusters is taken for a new one")
+		}
+		half.Close()
+
+		if nacks(t, ask(b.ads(), "", "")) {
+			t.Error("a new process meets the stand-in")
 		}
 	})
 }

@@ -342,12 +342,19 @@ func (s *stream) begin(w *watch, r request) {
 	}
 	w.began = w.fresh
 	s.returning = s.returning || !w.fresh
-	// A new process refuses nothing yet. Extensions are the exception: a process that has
-	// refused the only one it was ever sent holds nothing either, and would say yes to the same
-	// bytes without looking.
-	if w.fresh && w.kind != extensions {
+	// A new process refuses nothing yet. Of extensions alone that could not be told: a process
+	// that has refused the only one it was ever sent holds none either, and would say yes to the
+	// same bytes without looking.
+	if w.fresh && (w.kind != extensions || s.beginsAnew()) {
 		s.server.rejections.forget(s.key, w.kind)
 	}
+}
+
+// beginsAnew reports whether the proxy held no listeners when its stream began, and no clusters
+// if it asks for any: its process is new.
+func (s *stream) beginsAnew() bool {
+	l, c := s.watches[listeners], s.watches[clusters]
+	return l != nil && l.began && (c == nil || c.began)
 }
 
 // acknowledge takes a request as the proxy's answer to the last response, if that is what it is.

@@ -78,8 +78,7 @@ func (s *stream) warms(w *watch, name string) bool {
 	if !asked || s.server.now().Sub(a.at) > warmTime {
 		return false
 	}
-	l := s.watches[listeners]
-	return !a.first || l != nil && l.began
+	return !a.first || s.beginsAnew()
 }
 
 // provesNow reports whether the proxy is to be asked whether it has a remote module's code. Its

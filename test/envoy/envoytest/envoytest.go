@@ -51,6 +51,9 @@ type Options struct {
 	CDS      bool              // ask for clusters over ADS too
 	Runtime  map[string]any    // a static runtime layer
 	Extra    map[string]any    // further fields of the bootstrap
+	// Bootstrap is a whole bootstrap in YAML. With it no other field counts: what a user starts Envoy with is
+	// started as it is.
+	Bootstrap string
 }
 
 // Envoy is a running Envoy. It ends with its test.
@@ -68,10 +71,13 @@ func Start(t testing.TB, o Options) *Envoy {
 	t.Helper()
 	path := Path(t)
 	dir := t.TempDir()
-	config := filepath.Join(dir, "bootstrap.json")
-	data, err := json.MarshalIndent(bootstrap(o), "", "  ")
-	if err != nil {
-		t.Fatal(err)
+	config, data := filepath.Join(dir, "bootstrap.yaml"), []byte(o.Bootstrap)
+	if o.Bootstrap == "" {
+		var err error
+		config = filepath.Join(dir, "bootstrap.json")
+		if data, err = json.MarshalIndent(bootstrap(o), "", "  "); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.WriteFile(config, data, 0o600); err != nil {
 		t.Fatal(err)
@@ -109,6 +115,12 @@ func Start(t testing.TB, o Options) *Envoy {
 		return err
 	})
 	return e
+}
+
+// Kill ends Envoy at once and waits until it is gone.
+func (e *Envoy) Kill() {
+	_ = e.Process.Kill() // it may be gone already
+	<-e.done
 }
 
 // Log returns what Envoy has logged so far.
