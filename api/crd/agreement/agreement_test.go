@@ -363,6 +363,34 @@ func TestAnySpecIsJudgedAlike(t *testing.T) {
 	}
 }
 
+// TestValuesAreWhatKubectlTakesThemFor reads scalars of every spelling as kubectl's own YAML does.
+func TestValuesAreWhatKubectlTakesThemFor(t *testing.T) {
+	t.Parallel()
+	for _, scalar := range []string{"y", "n", "Y", "yes", "No", "on", "OFF", "true", "True", "tRUE", "010", "0o10", "0o8", "08", "0x1F", "0b11", "1_000", "1e400", "1e5", "12e03", ".5", "1.", "+1", "-0", "1:30", "190:20:30",
+		"~", "NULL", "null", "''", "'1'", `"yes"`, "=", "x y", "2026-01-02", "2026-01-02T03:04:05Z", "!!str 1", "!!str yes", "!!int '1'", "!!binary aGk=", "|\n      two\n      lines", ">-\n      one\n      line", "18446744073709551615", "-9223372036854775808"} {
+		doc := plugin("url: a\npluginConfig:\n  a: " + strings.ReplaceAll(scalar, "\n      ", "\n    "))
+		var want struct {
+			Spec struct{ PluginConfig v1alpha1.Object }
+		}
+		if err := yaml.Unmarshal([]byte(doc), &want); err != nil {
+			t.Fatalf("%s: %v", scalar, err)
+		}
+		docs := document.Read("a.yaml", []byte(doc))
+		if len(docs) != 1 || docs[0].HasErrors() {
+			t.Errorf("%s: %+v", scalar, docs)
+			continue
+		}
+		kubectl, err := want.Spec.PluginConfig.Canonical()
+		if err != nil {
+			t.Fatalf("%s: %v", scalar, err)
+		}
+		ours, err := docs[0].Object.(*v1alpha1.WasmPlugin).Spec.PluginConfig.Canonical()
+		if err != nil || string(ours) != string(kubectl) {
+			t.Errorf("%s: kubectl reads %s, stile %s (%v)", scalar, kubectl, ours, err)
+		}
+	}
+}
+
 func TestTypeCannotBeChanged(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
