@@ -176,7 +176,7 @@ func (t *table) find(image oci.Reference, credentials oci.Credentials, trust oci
 
 // insert adds an entry that is not there.
 func (t *table) insert(e *entry) {
-	if s := *t.slots.Load(); 3*(t.used+1) > 2*len(s) {
+	if s := *t.slots.Load(); 5*(t.used+1) > 4*len(s) {
 		t.resize()
 	}
 	if add(*t.slots.Load(), hash(e.image, e.who.credentials), e) == emptySlot {
@@ -202,7 +202,7 @@ func add(s []slot, h uint64, e *entry) uint64 {
 // still look at.
 func (t *table) resize() {
 	old, size := *t.slots.Load(), minSlots
-	for size < 2*(t.count+1) {
+	for 10*size < 13*(t.count+1) {
 		size *= 2
 	}
 	s := make([]slot, size)
