@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/stileproject/stile/internal/access"
 	"github.com/stileproject/stile/internal/wasm/wasmtest"
@@ -238,7 +239,17 @@ func TestURL_EveryPackaging(t *testing.T) {
 	module := wasmtest.Named("at a url")
 	f.put("/raw.wasm", module)
 	f.put("/a.tar.gz", tarGz("whatever.wasm", module))
-	for path, packaging := range map[string]string{"/raw.wasm": "raw", "/a.tar.gz": "tar"} {
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	zipped := func(b []byte) []byte { return z.EncodeAll(b, nil) }
+	f.put("/a.wasm.zst", zipped(module))
+	f.put("/a.tar.gz.zst", zipped(tarGz("m.wasm", module)))
+	f.put("/nested.tar.gz", tarGz("m.wasm.zst", zipped(module)))
+	for path, packaging := range map[string]string{
+		"/raw.wasm": "raw", "/a.wasm.zst": "raw", "/a.tar.gz": "tar", "/a.tar.gz.zst": "tar", "/nested.tar.gz": "tar",
+	} {
 		r := URLRequest{URL: f.URL + path + "?token=CANARY", Trust: w.trust(f.host()), Namespace: "team-a"}
 		m, err := w.fetchURL(r)
 		if err != nil || !bytes.Equal(m.Inline, module) || m.Packaging != packaging || m.Digest != "" {
@@ -486,6 +497,60 @@ func TestModule_RecoversWithoutBeingPoked(t *testing.T) {
 		if m, err := w.contents.Module(p); err == nil && m.Inline != nil {
 			return
 		}
+	}
+}
+
+// A URL may deliver something better tomorrow: it is asked again though nobody pokes, also
+// after a restart; while it does not, or cannot be reached, the findings are what is told.
+func TestURL_AnInvalidModuleIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	f := newFiles(t)
+	dir := t.TempDir()
+	bad, good := wasmtest.Module(wasmtest.Options{Functions: []string{"main"}}), wasmtest.Named("mended")
+	f.put("/m", bad)
+	check := func(t *testing.T, w *world, r URLRequest) {
+		t.Helper()
+		m, err := w.fetchURL(r)
+		if p := wantProblem(t, err, ReasonModuleInvalid); !p.Retry || p.NextTry.Before(time.Now()) || len(m.Findings) == 0 {
+			t.Errorf("%+v, %v", p, m.Findings)
+		}
+	}
+	// later is as if the time of the next try had come; it returns the problem that follows.
+	later := func(t *testing.T, w *world, r URLRequest) error {
+		t.Helper()
+		c, before := w.contents, f.count("/m")
+		c.mu.Lock()
+		it, err := c.itemOfURL(r)
+		if err != nil || it.due.IsZero() {
+			t.Fatalf("no next try: %v", err)
+		}
+		it.due, it.problem.NextTry, c.nextLook = time.Now(), time.Now(), time.Time{}
+		c.mu.Unlock()
+		signal(c.wake)
+		for {
+			<-c.Changes()
+			if _, err := c.URL(r); f.count("/m") > before && !errors.Is(err, ErrPending) {
+				return err
+			}
+		}
+	}
+	t.Run("before a restart", func(t *testing.T) {
+		w := newWorld(t, dir, Config{}, f.host())
+		r := URLRequest{URL: f.URL + "/m", Trust: w.trust(f.host()), Namespace: "team-a"}
+		check(t, w, r)
+		wantProblem(t, later(t, w, r), ReasonModuleInvalid)
+	})
+	w := newWorld(t, dir, Config{}, f.host())
+	r := URLRequest{URL: f.URL + "/m", Trust: w.trust(f.host()), Namespace: "team-a"}
+	check(t, w, r)
+	f.set(func() { delete(f.content, "/m") })
+	wantProblem(t, later(t, w, r), ReasonModuleInvalid)
+	f.put("/m", good)
+	if err := later(t, w, r); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := w.contents.URL(r); err != nil || !bytes.Equal(m.Inline, good) {
+		t.Errorf("%+v, %v", m, err)
 	}
 }
 

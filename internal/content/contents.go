@@ -210,21 +210,48 @@ func (c *Contents) adopt(it *item, r store.Record) bool {
 	if r.Module == "" || json.Unmarshal(r.Data, &f) != nil {
 		return false
 	}
+	failures := it.failures
 	it.module = &Module{Digest: f.Digest, SHA256: r.Module, Size: f.Size, Packaging: f.Packaging, Info: f.Info, Findings: f.Findings}
 	it.at = r.At
 	it.problem, it.failures, it.due = nil, 0, time.Time{}
 	if wasm.Invalid(f.Findings) {
 		it.problem = invalidModule(f.Findings)
+		if it.mendable() {
+			it.failures = failures
+			c.fail(it, it.problem, 0)
+		}
 	}
 	return true
+}
+
+// mendable reports whether the source may deliver another module under the same name:
+// a URL may, a digest never.
+func (it *item) mendable() bool { return it.key.name == latest }
+
+// invalid returns why the module that is here cannot be used; nil if it can.
+func (it *item) invalid() *Problem {
+	switch {
+	case it.module == nil || !wasm.Invalid(it.module.Findings):
+		return nil
+	case it.problem != nil && it.problem.Reason == ReasonModuleInvalid:
+		return it.problem
+	}
+	p := invalidModule(it.module.Findings) // it is what came last, whatever came of later tries
+	if it.problem != nil {
+		p.Retry, p.NextTry = it.problem.Retry, it.problem.NextTry
+	}
+	return p
 }
 
 // answer says what is known of the item and, if that is not enough and ask is set,
 // has it brought.
 func (c *Contents) answer(it *item, namespace string, ask bool) (Module, error) {
 	current := it.module != nil && !it.stale()
-	if current && it.problem != nil && it.problem.Reason == ReasonModuleInvalid {
-		return *it.module, it.problem
+	if p := it.invalid(); current && p != nil {
+		if ask && p.Retry && it.due.IsZero() {
+			c.enqueue(it, namespace)
+		}
+		return *it.module, p
 	}
 	if current {
 		there, charged := c.store.Touch(it.module.SHA256, namespace)

@@ -97,8 +97,9 @@ func (c *Contents) obtain(ctx context.Context, it *item) (store.Record, error) {
 		request = *it.url
 	}
 	askers := slices.Clone(it.askers)
+	again := it.mendable() && it.invalid() != nil
 	c.mu.Unlock()
-	if r, ok := c.store.Get(it.key.source, it.key.name); ok && c.store.Has(r.Module) && (!isURL || !request.stale(r.At)) {
+	if r, ok := c.store.Get(it.key.source, it.key.name); ok && !again && c.store.Has(r.Module) && (!isURL || !request.stale(r.At)) {
 		return r, nil
 	}
 	if isURL {

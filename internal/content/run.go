@@ -149,7 +149,9 @@ func (c *Contents) try(ctx context.Context, it *item, namespace string) {
 	switch problem, bad := errors.AsType[*Problem](err); {
 	case err == nil:
 		c.metrics.resolved.WithLabelValues("ok").Inc()
-		it.failures, it.due = 0, time.Time{}
+		if it.invalid() == nil {
+			it.failures, it.due = 0, time.Time{}
+		}
 		delete(it.refused, namespace)
 	case ctx.Err() != nil: // the caller gave up, or Run ends: nothing was learned
 		return
@@ -175,7 +177,7 @@ func (c *Contents) try(ctx context.Context, it *item, namespace string) {
 // fail notes the problem and when to try again. Called with mu held.
 func (c *Contents) fail(it *item, p *Problem, atLeast time.Duration) {
 	it.failures++
-	p.Retry = p.Retry || it.url != nil // a digest is for ever; what a URL delivers may be mended
+	p.Retry = p.Retry || it.url != nil || it.mendable() // a digest is for ever; what a URL delivers may be mended
 	if p.Retry {
 		p.NextTry = time.Now().Add(max(backoff(p.Reason, it.failures), atLeast))
 		it.due = p.NextTry

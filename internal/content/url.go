@@ -82,6 +82,9 @@ func (c *Contents) itemOfURL(r URLRequest) (*item, error) {
 		r.NotBefore = it.url.NotBefore
 	}
 	if newer || it.url.Trust != r.Trust {
+		if it.invalid() != nil {
+			it.module = nil
+		}
 		it.problem, it.failures, it.due = nil, 0, time.Time{} // the wish changed: ask anew
 	}
 	it.url = &r
