@@ -42,10 +42,12 @@ type Archive struct {
 type rowID struct {
 	image     oci.Reference
 	cred, via secret.Fingerprint
+	former    bool // all of it, and the HMAC, under the root key before the last rotation
 }
 
 // row is a yes, or what a tag was resolved to.
 type row struct {
+	former    bool // it was written under the root key before the last rotation
 	flags     byte
 	candidate secret.Fingerprint
 	digest    [32]byte
@@ -69,7 +71,8 @@ var (
 // future or not readable are dropped; a file that is corrupt as a whole is set aside
 // beside itself, with a warning, and a new one is begun. It fails if the folder cannot
 // be written, or if another process has the file open. The same root must have made
-// the fingerprints of the credentials that are asked for.
+// the fingerprints of the credentials that are asked for. What was written under the
+// root key before the last rotation is taken up, and written anew when it is used.
 func OpenArchive(path string, root secret.Root, log *slog.Logger) (*Archive, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -163,7 +166,11 @@ func (a *Archive) read(tx *bbolt.Tx) error {
 		return err
 	}
 	err = eachRow(tx, bucketHolders, func(key, value []byte) bool {
-		if len(value) != 2*secret.Size || a.sign(bucketHolders, key, value[:secret.Size]) != secret.Fingerprint(value[secret.Size:]) {
+		if len(value) != 2*secret.Size {
+			dropped++
+			return false
+		}
+		if _, ok := a.signed(bucketHolders, key, value[:secret.Size], value[secret.Size:]); !ok {
 			dropped++
 			return false
 		}
@@ -202,16 +209,39 @@ func eachRow(tx *bbolt.Tx, bucket []byte, keep func(key, value []byte) bool) err
 // Close closes the file. The Gate must have stopped.
 func (a *Archive) Close() error { return a.db.Close() }
 
+// sign returns the MAC of a row.
 func (a *Archive) sign(bucket, key, body []byte) secret.Fingerprint {
 	return a.mac.Sum(bucket, key, body)
 }
 
-func (a *Archive) fileUnder(id rowID) secret.Fingerprint {
-	return a.file.Sum([]byte("proof"), []byte(id.image.String()), id.cred[:], id.via[:])
+// signed reports whether mac is that of the row, under the present root key or under
+// the one before.
+func (a *Archive) signed(bucket, key, body, mac []byte) (former, ok bool) {
+	if a.sign(bucket, key, body) == secret.Fingerprint(mac) {
+		return false, true
+	}
+	old, rotated := a.mac.Previous()
+	former = rotated && old.Sum(bucket, key, body) == secret.Fingerprint(mac)
+	return former, former
 }
 
-func (a *Archive) fileHolder(h Holder) secret.Fingerprint {
-	return a.file.Sum([]byte("holder"), []byte(h.Namespace), []byte(h.Name), fmt.Append(nil, h.LastGood))
+// fileUnder returns the key of a proof in the file; zero if it can have no such key.
+func (a *Archive) fileUnder(id rowID) secret.Fingerprint {
+	file := a.file
+	if id.former {
+		old, rotated := file.Previous()
+		if !rotated {
+			return secret.Fingerprint{}
+		}
+		file = old
+	}
+	return file.Sum([]byte("proof"), []byte(id.image.String()), id.cred[:], id.via[:])
+}
+
+func (a *Archive) fileHolder(h Holder) secret.Fingerprint { return fileHolder(a.file, h) }
+
+func fileHolder(file secret.Key, h Holder) secret.Fingerprint {
+	return file.Sum([]byte("holder"), []byte(h.Namespace), []byte(h.Name), fmt.Append(nil, h.LastGood))
 }
 
 // encode returns the row as it is stored, with its MAC.
@@ -232,10 +262,11 @@ func (a *Archive) decode(key, value []byte) (row, bool) {
 		return row{}, false
 	}
 	body := value[:rowSize]
-	if a.sign(bucketProofs, key, body) != secret.Fingerprint(value[rowSize:]) {
+	former, ok := a.signed(bucketProofs, key, body, value[rowSize:])
+	if !ok {
 		return row{}, false
 	}
-	r := row{flags: body[1]}
+	r := row{former: former, flags: body[1]}
 	body = body[2:]
 	body = body[copy(r.candidate[:], body):]
 	body = body[copy(r.digest[:], body):]
@@ -246,25 +277,41 @@ func (a *Archive) decode(key, value []byte) (row, bool) {
 	return r, true
 }
 
-// take returns the row of id that was read at the start, once.
-func (a *Archive) take(id rowID) (row, bool) {
+// take returns the row of id that was read at the start, once. One that was written
+// under the former root key is deleted: who takes it keeps it anew.
+func (a *Archive) take(id, former rowID) (row, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.rows) == 0 {
 		return row{}, false
 	}
-	key := a.fileUnder(id)
+	key, oldKey := a.fileUnder(id), a.fileUnder(former)
 	r, ok := a.rows[key]
+	old, rotated := a.rows[oldKey]
 	delete(a.rows, key)
+	delete(a.rows, oldKey)
+	if rotated {
+		a.changes[former] = nil
+	}
+	if !ok {
+		r, ok = old, rotated
+	}
 	return r, ok
 }
 
 // heldBefore reports whether the holder held id when the last process ended.
-func (a *Archive) heldBefore(h Holder, id rowID) bool {
+func (a *Archive) heldBefore(h Holder, id, former rowID) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	proof, ok := a.holders[a.fileHolder(h)]
-	return ok && proof == a.fileUnder(id)
+	if proof, ok := a.holders[a.fileHolder(h)]; ok {
+		return proof == a.fileUnder(id)
+	}
+	file, rotated := a.file.Previous()
+	if !rotated {
+		return false
+	}
+	proof, ok := a.holders[fileHolder(file, h)]
+	return ok && proof == a.fileUnder(former)
 }
 
 // keep has a row written; nil deletes it.

@@ -400,7 +400,7 @@ func TestWhatCouldNotBeWrittenIsWrittenLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, id := range []rowID{first, second} {
-		if _, ok := a.take(id); !ok {
+		if _, ok := a.take(id, rowID{}); !ok {
 			t.Errorf("%v is lost", id.image)
 		}
 	}

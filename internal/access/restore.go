@@ -2,7 +2,12 @@ package access
 
 import "time"
 
-func (e *entry) id() rowID { return rowID{e.image, e.who.cred, e.who.via} }
+func (e *entry) id() rowID { return rowID{image: e.image, cred: e.who.cred, via: e.who.via} }
+
+// formerID is what id was before the last rotation of the root key.
+func (e *entry) formerID() rowID {
+	return rowID{image: e.image, cred: e.who.credentials.Previous(), via: e.who.trust.Previous(), former: true}
+}
 
 // archived brings what changed of e into the archive. Gate.mu is held.
 func (g *Gate) archived(e *entry, old, a *answer) {
@@ -54,7 +59,7 @@ func (g *Gate) restore(e *entry, now int64) bool {
 	if g.config.Archive == nil {
 		return false
 	}
-	r, ok := g.config.Archive.take(e.id())
+	r, ok := g.config.Archive.take(e.id(), e.formerID())
 	if !ok {
 		return false
 	}
@@ -83,6 +88,9 @@ func (g *Gate) restore(e *entry, now int64) bool {
 	g.audit.verdict(e, a)
 	g.notify()
 	g.schedule(e)
+	if r.former {
+		g.archive(e, a)
+	}
 	return true
 }
 
@@ -91,7 +99,7 @@ func (g *Gate) revive(e *entry, r row, now int64) (*answer, bool) {
 	a := &answer{state: Allowed, digest: textDigest(r.digest), checked: g.offset(r.checked), stale: g.offset(r.stale), asked: 1}
 	found := false
 	for i, c := range e.who.credentials.Candidates() {
-		if c.Fingerprint() == r.candidate {
+		if !r.former && c.Fingerprint() == r.candidate || r.former && c.Previous() == r.candidate {
 			a.candidate, found = uint8(i), true
 			break
 		}
@@ -131,7 +139,7 @@ func (g *Gate) revive(e *entry, r row, now int64) (*answer, bool) {
 // the yes is still that one. Who has not come back for it within a re-check interval
 // has to wait as everybody new does. Gate.mu is held.
 func (g *Gate) heldBefore(holder Holder, e *entry) bool {
-	return e.restored && g.now() < int64(g.config.Recheck) && g.config.Archive.heldBefore(holder, e.id())
+	return e.restored && g.now() < int64(g.config.Recheck) && g.config.Archive.heldBefore(holder, e.id(), e.formerID())
 }
 
 // archiveHolder has it written that the holder holds e; nil = nothing. Gate.mu is held.
