@@ -87,7 +87,7 @@ func (s *stream) countable(kind int, name string, e *entry) State {
 // are, as far as the proxy has them of us.
 func (s *stream) inPlace(name string) State {
 	for _, l := range s.snapshot.resources[listeners] {
-		if _, refers := slices.BinarySearch(l.carries, name); !refers {
+		if !l.names(name) {
 			continue
 		}
 		e := s.entries[entryKey{listeners, l.Name}]

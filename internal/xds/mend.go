@@ -1,5 +1,7 @@
 package xds
 
+import "slices"
+
 // Envoy keeps the extension that it was sent last, though it refused it, and makes every
 // listener that names the extension anew from that: one bad plugin would hold up all
 // later changes of the listener, its neighbours' among them. So a refusal is followed by
@@ -10,6 +12,12 @@ package xds
 type loaded struct {
 	resource *Resource
 	try      int
+}
+
+// names reports whether a listener of ours refers to an extension.
+func (r *Resource) names(extension string) bool {
+	_, found := slices.BinarySearch(r.carries, extension)
+	return found
 }
 
 // loads notes that the proxy has loaded an extension.

@@ -19,6 +19,9 @@ func (s *stream) accepted(w *watch) {
 			s.retryIn(w, i.name, proofAfter)
 		}
 		s.holds(w, i, state, "")
+		if state == Accepted && w.subscribes(i.name) {
+			s.loads(w, i)
+		}
 	}
 	s.removes(w, a)
 }
@@ -71,6 +74,7 @@ func (s *stream) rejected(w *watch, message string) {
 				s.retryIn(w, i.name, retryDelay(count))
 			}
 			s.server.setEntry(s, w.kind, i.name, i.holding, state, message)
+			s.breaks(w, i)
 		case len(blamed) > 0:
 			s.holds(w, i, Accepted, "")
 		case w.held[i.name].version != i.version:

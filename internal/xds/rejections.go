@@ -2,6 +2,7 @@ package xds
 
 import (
 	"container/list"
+	"maps"
 	"sync"
 )
 
@@ -24,6 +25,7 @@ type rejections struct {
 type nodeRejections struct {
 	key      nodeKey
 	versions map[rejectionKey]rejection
+	loaded   map[string]loaded // extensions: what the proxy ran when it refused another version
 }
 
 type rejectionKey struct {
@@ -86,6 +88,45 @@ func (r *rejections) get(node nodeKey, k rejectionKey) rejection {
 	}
 	r.order.MoveToFront(e)
 	return e.Value.(*nodeRejections).versions[k]
+}
+
+// keep remembers what a proxy has loaded of an extension that it refuses another version of.
+func (r *rejections) keep(node nodeKey, name string, good loaded) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.node(node)
+	if n.loaded == nil {
+		n.loaded = map[string]loaded{}
+	}
+	n.loaded[name] = good
+}
+
+func (r *rejections) kept(node nodeKey, name string) (loaded, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.nodes[node]
+	if e == nil {
+		return loaded{}, false
+	}
+	good, ok := e.Value.(*nodeRejections).loaded[name]
+	return good, ok
+}
+
+// forgive forgets that a proxy refused a resource, or the set that it was in, and reports
+// whether it had.
+func (r *rejections) forgive(node nodeKey, kind int, name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.nodes[node]
+	if e == nil {
+		return false
+	}
+	versions := e.Value.(*nodeRejections).versions
+	before := len(versions)
+	maps.DeleteFunc(versions, func(k rejectionKey, _ rejection) bool {
+		return k.kind == kind && (k.name == name || k.name == "")
+	})
+	return len(versions) < before
 }
 
 // forget drops what a proxy refused of one type: a process that holds nothing of the type is

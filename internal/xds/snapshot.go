@@ -22,6 +22,7 @@ const versionLength = 24
 type Snapshot struct {
 	resources [len(servedTypes)][]*Resource
 	names     [len(servedTypes)]map[string]*Resource
+	standIns  map[string]*Resource // of each extension, by name
 }
 
 // servedTypes are the types that stile serves, in the order in which additions are pushed.

@@ -18,7 +18,7 @@ import (
 // bytes, and it waits for nothing. It is total: what is wrong with one plugin becomes a Problem
 // and changes nothing for its neighbours. A nil snapshot is never returned.
 func Translate(in Input) (*Snapshot, []Problem) {
-	t := &translation{in: in, filters: map[plugin.Key]filterSource{}}
+	t := &translation{in: in, filters: map[plugin.Key]filterSource{}, standIns: map[string]*Resource{}}
 	if t.in.Runtime == "" {
 		t.in.Runtime = DefaultRuntime
 	}
@@ -28,12 +28,15 @@ func Translate(in Input) (*Snapshot, []Problem) {
 		resources = append(resources, in.File.routes...)
 	}
 	resources = append(resources, t.clusters()...)
-	return NewSnapshot(resources...), t.problems
+	s := NewSnapshot(resources...)
+	s.standIns = t.standIns
+	return s, t.problems
 }
 
 type translation struct {
 	in       Input
 	filters  map[plugin.Key]filterSource // what to insert for each plugin that can be served
+	standIns map[string]*Resource
 	problems []Problem
 }
 
@@ -62,6 +65,7 @@ func (t *translation) extensions() []*Resource {
 		e := &extension{key: k, spec: &p.Spec, in: &t.in, problem: t.problem}
 		out = append(out, e.resource(t.in.Deliver(k)))
 		t.filters[k] = e.source(out[len(out)-1])
+		t.standIns[ResourceName(k)] = e.standIn()
 	}
 	return out
 }

@@ -159,7 +159,7 @@ type Resource struct {
 	// KeptVersion is the version that proxies are believed to hold where Keep is set; may be empty.
 	KeptVersion string
 
-	// carries are the names of the ECDS resources that a listener of ours refers to.
+	// carries are the names of the ECDS resources that a listener of ours refers to, sorted.
 	carries []string
 	// vary returns the same configuration in other bytes, for the n-th try (n ≥ 1) at a proxy
 	// that rejected this one. Nil: the resource has no other bytes. Every try of a remote module

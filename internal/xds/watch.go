@@ -27,6 +27,8 @@ type watch struct {
 	held     map[string]holding   // what the proxy is known to have
 	reported described            // what a state-of-the-world proxy said it had when it connected
 	retryAt  map[string]time.Time // when a remote module is sent again
+	loaded   map[string]loaded    // extensions that the proxy said it loaded, on this stream
+	mends    map[string]struct{}  // extensions that were refused, and are to be followed by something that loads
 	requests int                  // how many requests there were
 
 	nonce  string  // of the last answer
@@ -87,6 +89,8 @@ type item struct {
 	holding
 	any    *anypb.Any
 	remote bool
+	of     *Resource // extensions alone
+	mends  bool      // it follows a refusal: see mend.go
 }
 
 func newWatch(kind int, delta bool) *watch {
@@ -127,6 +131,8 @@ func (w *watch) unsubscribe(name string) {
 	delete(w.names, name)
 	delete(w.asked, name)
 	delete(w.retryAt, name)
+	delete(w.loaded, name)
+	delete(w.mends, name)
 	delete(w.reported, nameBits(name))
 	if !w.wildcard {
 		delete(w.held, name)
@@ -205,6 +211,9 @@ func (s *stream) nextNamed(w *watch, snap *Snapshot) *answer {
 		if s.keeps(w, r) || r.Hold {
 			continue
 		}
+		if i, due := s.mend(w, snap, r); due {
+			return &answer{items: []item{i}}
+		}
 		held, has := w.held[name]
 		if has && !asked && !held.told && held.version == r.Version && !s.provesNow(w, r, held) {
 			continue
@@ -255,8 +264,11 @@ func (s *stream) item(w *watch, r *Resource, try int) item {
 	if try > 0 {
 		i.any = r.variant(try)
 	}
-	if w.kind == clusters {
+	switch w.kind {
+	case clusters:
 		i.resource = r
+	case extensions:
+		i.of = r
 	}
 	return i
 }
