@@ -113,7 +113,10 @@ func (a *app) pull(ctx context.Context, in *registryInput, arg, output string, w
 		return nil, err
 	}
 	defer b.close()
-	m, err := b.fetch(ctx, in, a, t, sum)
+	var progress content.Progress
+	done := a.showProgress(&progress)
+	m, err := b.fetch(content.WithProgress(ctx, &progress), in, a, t, sum)
+	done()
 	if err != nil && m.SHA256 == "" {
 		return nil, contentFailure(err)
 	}

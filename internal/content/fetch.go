@@ -198,6 +198,7 @@ func (c *Contents) fetchLayer(ctx context.Context, k itemKey, p access.Proof, l 
 			Message: fmt.Sprintf("layer %s has %d bytes, the limit is %d; raise fetch.maxModuleSize if the module is really that large", l.Digest, l.Size, most),
 		}
 	}
+	progressOf(ctx).Total.Add(l.Size)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	blob, err := c.fetcher.Blob(ctx, p.Image(), l.oci(), p.Credential(), p.Trust())
@@ -235,7 +236,7 @@ func (c *Contents) take(ctx context.Context, t taking) (store.Record, error) {
 		return store.Record{}, err
 	}
 	defer w.Abort()
-	blob := readAhead(&counting{r: contextReader{ctx, t.blob}, n: progressOf(ctx)})
+	blob := readAhead(&counting{r: contextReader{ctx, t.blob}, n: &progressOf(ctx).Read})
 	defer blob.stop(t.abandon)
 	size, packaging, unpackErr := wasm.Unpack(w, blob, t.form, t.limits)
 	// A damaged archive may be the sign of damaged bytes, and a module may end before its

@@ -39,18 +39,26 @@ func newMetrics(r prometheus.Registerer) metrics {
 
 type progressKey struct{}
 
-// WithProgress returns a context under which Fetch and FetchURL add to n what they
-// read of layers and downloads, in bytes as they are sent.
-func WithProgress(ctx context.Context, n *atomic.Int64) context.Context {
-	return context.WithValue(ctx, progressKey{}, n)
+// Progress is how far a fetch is. It may be read at any time.
+type Progress struct {
+	Read  atomic.Int64 // bytes of layers and downloads that came, as they are sent
+	Total atomic.Int64 // bytes that are to come; 0 = nobody has said
 }
 
-func progressOf(ctx context.Context) *atomic.Int64 {
-	n, _ := ctx.Value(progressKey{}).(*atomic.Int64)
-	return n
+// WithProgress returns a context under which Fetch and FetchURL keep p true, where Run
+// does not run.
+func WithProgress(ctx context.Context, p *Progress) context.Context {
+	return context.WithValue(ctx, progressKey{}, p)
 }
 
-// counting adds what is read to n, unless that is nil.
+func progressOf(ctx context.Context) *Progress {
+	if p, ok := ctx.Value(progressKey{}).(*Progress); ok {
+		return p
+	}
+	return &Progress{} // nobody looks at it
+}
+
+// counting adds what is read to n.
 type counting struct {
 	r io.Reader
 	n *atomic.Int64
@@ -58,9 +66,7 @@ type counting struct {
 
 func (c *counting) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
-	if c.n != nil {
-		c.n.Add(int64(n))
-	}
+	c.n.Add(int64(n))
 	return n, err
 }
 
