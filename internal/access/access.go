@@ -121,5 +121,7 @@ type Entry struct {
 	NextCheck  *time.Time         `json:"nextCheck"`
 	StaleSince *time.Time         `json:"staleSince"`
 	LastUsed   *time.Time         `json:"lastUsed"`
-	Users      []string           `json:"users"` // namespace/name of those who hold it, sorted
+	// Users are namespace/name of those who hold a digest; of a tag, those who last met
+	// something else than a plain yes there and were not released since. Sorted.
+	Users []string `json:"users"`
 }

@@ -42,6 +42,7 @@ type Gate struct {
 	hosts      map[string]*host
 	namespaces map[string]*namespace
 	claims     map[Holder]*claim
+	waiters    map[*entry]map[Holder]struct{} // whose claim.waits is the entry
 	busy       int
 	fullUntil  int64                   // when it is worth looking again for something to evict anywhere
 	blocked    []*host                 // registries that wait for a limit not their own
@@ -71,6 +72,7 @@ func New(r Registry, c Config) *Gate {
 		hosts:      map[string]*host{},
 		namespaces: map[string]*namespace{},
 		claims:     map[Holder]*claim{},
+		waiters:    map[*entry]map[Holder]struct{}{},
 		changed:    make(chan struct{}),
 		rechecks:   map[oci.Reference]int64{},
 	}
@@ -221,6 +223,7 @@ func (g *Gate) checkFirst(r Request) Verdict {
 	if e == nil {
 		return g.tooMany(r)
 	}
+	g.met(r.Holder, e)
 	return g.judge(r, e)
 }
 
@@ -233,6 +236,7 @@ func (g *Gate) checkSlowly(r Request, e *entry) Verdict {
 			return g.tooMany(r)
 		}
 	}
+	g.met(r.Holder, e)
 	return g.judge(r, e)
 }
 

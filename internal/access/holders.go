@@ -10,6 +10,47 @@ import (
 type claim struct {
 	entry *entry
 	holds []*hold
+	waits *entry // the tag that it was last told something else of than a plain yes
+}
+
+// met notes that a holder was told something else than a plain yes of a tag: it is
+// shown as its user. Gate.mu is held.
+func (g *Gate) met(holder Holder, e *entry) {
+	if e.pinned() || holder == (Holder{}) {
+		return
+	}
+	c := g.claimOf(holder)
+	if c.waits == e {
+		return
+	}
+	g.waitsNoMore(holder, c)
+	c.waits = e
+	if g.waiters[e] == nil {
+		g.waiters[e] = map[Holder]struct{}{}
+	}
+	g.waiters[e][holder] = struct{}{}
+}
+
+// waitsNoMore ends what met noted. Gate.mu is held.
+func (g *Gate) waitsNoMore(holder Holder, c *claim) {
+	if c.waits == nil {
+		return
+	}
+	delete(g.waiters[c.waits], holder)
+	if len(g.waiters[c.waits]) == 0 {
+		delete(g.waiters, c.waits)
+	}
+	c.waits = nil
+}
+
+// claimOf returns what the holder has. Gate.mu is held.
+func (g *Gate) claimOf(holder Holder) *claim {
+	c := g.claims[holder]
+	if c == nil {
+		c = &claim{}
+		g.claims[holder] = c
+	}
+	return c
 }
 
 // Hold is Check for a pinned image (repository@digest), and from now on r.Holder holds
@@ -44,11 +85,7 @@ func (g *Gate) claim(holder Holder, e *entry, allowed bool) *hold {
 			return g.give(e, holder)
 		}
 	}
-	c := g.claims[holder]
-	if c == nil {
-		c = &claim{}
-		g.claims[holder] = c
-	}
+	c := g.claimOf(holder)
 	own := c.on(e)
 	if allowed && (c.entry != e || own == nil || !own.stands.Load()) {
 		g.archiveHolder(holder, e)
@@ -75,6 +112,9 @@ func (g *Gate) claim(holder Holder, e *entry, allowed bool) *hold {
 	own.current = true
 	if !allowed {
 		return nil
+	}
+	if c.waits != nil && c.waits.answer.Load().target != e {
+		g.waitsNoMore(holder, c) // it wants something else now, and has it
 	}
 	return own
 }
@@ -138,6 +178,7 @@ func (g *Gate) Release(holder Holder) {
 	if c == nil {
 		return
 	}
+	g.waitsNoMore(holder, c)
 	delete(g.claims, holder)
 	g.archiveHolder(holder, nil)
 	g.letGo(c)
@@ -173,6 +214,9 @@ func (g *Gate) forget(cred secret.Fingerprint, holder Holder) []secret.Fingerpri
 		c := g.claims[holder]
 		if c == nil {
 			continue
+		}
+		if c.waits != nil && c.waits.who.has(cred) {
+			g.waitsNoMore(holder, c)
 		}
 		for _, h := range c.holds {
 			if h.linked() && h.entry.who.has(cred) {
@@ -350,6 +394,13 @@ func (g *Gate) drop(e *entry) {
 			g.audit.holder(eventLeft, e, h.holder)
 		}
 		e.unlink(h)
+	}
+	for holder := range g.waiters[e] {
+		c := g.claims[holder]
+		g.waitsNoMore(holder, c)
+		if c.entry == nil && len(c.holds) == 0 {
+			delete(g.claims, holder)
+		}
 	}
 	old := e.answer.Load()
 	if old.state != Pending {

@@ -31,6 +31,7 @@ func (g *Gate) List() []Entry {
 	return list
 }
 
+// show returns e as the API shows it. Gate.mu is held.
 func (g *Gate) show(e *entry, a *answer) Entry {
 	shown := Entry{
 		Image:      e.image.String(),
@@ -48,6 +49,9 @@ func (g *Gate) show(e *entry, a *answer) Entry {
 		if h.current {
 			shown.Users = append(shown.Users, h.holder.String())
 		}
+	}
+	for holder := range g.waiters[e] {
+		shown.Users = append(shown.Users, holder.String())
 	}
 	slices.Sort(shown.Users)
 	shown.Users = slices.Compact(shown.Users)
