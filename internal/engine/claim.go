@@ -20,6 +20,7 @@ type claim struct {
 	trust       oci.Trust
 	always      bool     // pull policy Always
 	refused     *refusal // why nothing can be asked
+	unsure      bool     // the Secret may be in a file that cannot be read
 }
 
 // refusal is a reason of ResolvedRefs and what to do about it.
@@ -44,6 +45,7 @@ func (e *Engine) claim(p *v1alpha1.WasmPlugin) claim {
 	case v1alpha1.SchemeOCI:
 		c.keyring, c.refused = e.keyring(p)
 		if c.refused != nil {
+			c.unsure = c.refused.reason == v1alpha1.ReasonPullSecretNotFound && len(e.world.Unreadable) > 0
 			return c
 		}
 		c.credentials, err = c.keyring.For(u.Image)

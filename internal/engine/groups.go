@@ -141,13 +141,13 @@ func (e *Engine) setFiles(files map[string][]byte) map[string]bool {
 		}
 		f.data = data
 		parsed, problems := xds.ParseEnvoy(name, data)
-		broken := false
+		broken := parsed == nil
 		for _, p := range problems {
 			broken = broken || p.Severity == xds.SeverityError
 			e.log.Warn("envoy file", "file", name, "severity", p.Severity, "problem", p.Error())
 		}
-		if broken && f.parsed != nil {
-			e.log.Warn("envoy file is broken: its last good content stays", "file", name)
+		if broken {
+			e.log.Warn("envoy file is broken: its last good content stays; without one its proxies are not answered", "file", name)
 			continue
 		}
 		f.parsed = parsed
@@ -162,16 +162,19 @@ func (e *Engine) setFiles(files map[string][]byte) map[string]bool {
 	return changed
 }
 
-// file returns the Envoy file of a group: the one it is assigned, else the default.
-func (e *Engine) file(g *group) *xds.EnvoyFile {
-	f := e.files[g.file]
-	if f == nil {
-		f = e.files[e.defaultFile()]
+// file returns the Envoy file of a group: the one it is assigned, else the default, else
+// nil. It is not usable if there is one of which nothing good is known: an answer would
+// then take from proxies what they run.
+func (e *Engine) file(g *group) (file *xds.EnvoyFile, usable bool) {
+	for _, name := range []string{g.file, e.defaultFile()} {
+		if f := e.files[name]; f != nil {
+			return f.parsed, f.parsed != nil
+		}
+		if e.world.UnreadableEnvoy[name] {
+			return nil, false
+		}
 	}
-	if f == nil {
-		return nil
-	}
-	return f.parsed
+	return nil, true
 }
 
 func (e *Engine) defaultFile() string {
@@ -183,6 +186,10 @@ func (e *Engine) defaultFile() string {
 func (e *Engine) publish(n news, changed map[plugin.Key]bool) {
 	for _, name := range slices.Sorted(maps.Keys(e.groups)) {
 		g := e.groups[name]
+		if _, usable := e.file(g); !usable {
+			g.fresh = true
+			continue
+		}
 		if g.fresh || e.concerned(g, n) {
 			e.plan(g)
 		} else if !g.concerns(changed) {
@@ -230,7 +237,7 @@ func (e *Engine) plan(g *group) {
 			in.Invalid[key] = ps.invalid
 		}
 	}
-	file := e.file(g)
+	file, _ := e.file(g)
 	g.plugins, g.alone = map[plugin.Key]bool{}, nil
 	if file == nil {
 		g.plan = plugin.Plan{}
@@ -254,8 +261,9 @@ func (e *Engine) snapshot(g *group) *xds.Snapshot {
 	for key := range g.plugins {
 		specs[key] = e.plugins[key].delivered()
 	}
+	file, _ := e.file(g)
 	snapshot, problems := xds.Translate(xds.Input{
-		Plan: g.plan, File: e.file(g), Plugins: specs, Node: g.node, EnvoyVersion: g.version,
+		Plan: g.plan, File: file, Plugins: specs, Node: g.node, EnvoyVersion: g.version,
 		Deliver:    func(key plugin.Key) xds.Delivery { return e.plugins[key].delivery },
 		ModulesURL: e.cfg.ModulesURL, Runtime: e.cfg.Runtime, ServeAlone: g.alone,
 	})

@@ -32,6 +32,8 @@ type Remembered struct {
 	Digest    string             `json:"digest,omitempty"`   // … and to what
 	Epoch     uint64             `json:"epoch,omitempty"`    // of the module's URL
 	Runs      *RememberedVersion `json:"runs,omitempty"`
+	// InForce is the document that was in force, if there was a valid one.
+	InForce *v1alpha1.WasmPlugin `json:"inForce,omitempty"`
 }
 
 // RememberedVersion is what proxies run of a plugin.
@@ -85,8 +87,8 @@ func (ps *pluginState) recall(r Remembered, now time.Time) {
 		v.spec = ps.latest
 	}
 	ps.good, ps.ended = v, r.Runs.Ended
-	if len(ps.invalid) > 0 {
-		ps.spec = v.spec
+	if !ps.valid {
+		ps.spec, ps.valid = v.spec, true
 	}
 }
 
@@ -124,6 +126,9 @@ func (e *Engine) remember() {
 	next := make(map[plugin.Key]Remembered, len(e.plugins))
 	for key, ps := range e.plugins {
 		r := Remembered{Document: ps.hash, ChangedAt: ps.changedAt, Digest: ps.pin.digest, Epoch: ps.epoch}
+		if ps.valid {
+			r.InForce = ps.spec
+		}
 		if ps.pin.digest != "" {
 			r.Tag = ps.pin.image.String()
 		}

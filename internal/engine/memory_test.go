@@ -180,3 +180,34 @@ func TestMemoryIsWrittenOnlyWhenItChanges(t *testing.T) {
 		}
 	})
 }
+
+func TestP9_AfterARestartAFileThatCannotBeReadTakesNothingAway(t *testing.T) {
+	t.Parallel()
+	restart(t, false, nil, func(h *house) {
+		with := h.now
+		h.now.Plugins, h.now.Secrets, h.now.Unreadable = nil, nil, []string{"team-a.yaml"}
+		h.apply()
+		h.connect("team-a")
+		h.wantDelivered("team-a", "auth", "keep+standin") // its chain has it still, whoever runs it goes on
+		h.wantCondition("team-a", "auth", "Accepted=False Invalid")
+		h.apply()
+		h.wantDelivered("team-a", "auth", "keep+standin")
+		h.now = with
+		h.apply()
+		h.wantDelivered("team-a", "auth", "module 1")
+		h.wantCondition("team-a", "auth", "Accepted=True Accepted")
+	})
+}
+
+func TestP9_WhatWasDeletedBeforeARestartStaysDeletedOnceEveryFileCanBeRead(t *testing.T) {
+	t.Parallel()
+	restart(t, false, nil, func(h *house) {
+		h.now.Plugins, h.now.Unreadable = nil, []string{"other.yaml"}
+		h.apply()
+		h.connect("team-a")
+		h.wantDelivered("team-a", "auth", "module 1")
+		h.now.Unreadable = nil
+		h.apply()
+		h.wantDelivered("team-a", "auth", "nothing")
+	})
+}

@@ -27,6 +27,8 @@ type pluginState struct {
 	hash    string               // of latest, as documentHash has it
 	invalid []v1alpha1.Finding   // what is wrong with latest; empty: nothing
 	spec    *v1alpha1.WasmPlugin // what is in force: latest, or the last valid one before it
+	valid   bool                 // spec is valid
+	absent  bool                 // known from before a restart alone: its file may be one that cannot be read
 
 	claim     claim
 	claimFrom claimInputs
@@ -58,8 +60,9 @@ type pin struct {
 
 // claimInputs are what a claim is made of: while they are the same, so is the claim.
 type claimInputs struct {
-	spec   *v1alpha1.WasmPlugin
-	secret *document.Secret
+	spec       *v1alpha1.WasmPlugin
+	secret     *document.Secret
+	unreadable bool // some file is, in which the Secret may be
 }
 
 // request asks for image with the credentials that the plugin has now.
@@ -110,6 +113,7 @@ func (e *Engine) setWorld(w *source.World, now time.Time) (n news) {
 		}
 		before, wasInvalid := ps.spec, ps.takesNoPart()
 		fresh := ps.latest == nil
+		ps.absent = false
 		ps.read(p, slices.Concat(w.Invalid[key], p.ValidateHostEnv(e.cfg.HostEnvAllow)), now)
 		if r, ok := e.recalled[key]; fresh && ok {
 			ps.recall(r, now)
@@ -124,8 +128,11 @@ func (e *Engine) setWorld(w *source.World, now time.Time) (n news) {
 		}
 		e.renew(ps, now)
 	}
+	if first && len(w.Unreadable) > 0 {
+		e.resurrect(seen, now)
+	}
 	for key, ps := range e.plugins {
-		if !seen[key] {
+		if !seen[key] && (!ps.absent || len(w.Unreadable) == 0) {
 			e.release(ps)
 			delete(e.plugins, key)
 			n.plugins = append(n.plugins, ps.spec)
@@ -139,9 +146,27 @@ func (e *Engine) setWorld(w *source.World, now time.Time) (n news) {
 	return n
 }
 
+// resurrect brings back the plugins that were there before a restart and are in no file
+// now, while there are files that cannot be read: theirs may be among them.
+func (e *Engine) resurrect(seen map[plugin.Key]bool, now time.Time) {
+	for key, r := range e.recalled {
+		if seen[key] || r.InForce == nil {
+			continue
+		}
+		ps := &pluginState{key: key, firstSeen: now, absent: true, latest: r.InForce, hash: r.Document, spec: r.InForce, valid: true}
+		ps.invalid = []v1alpha1.Finding{{
+			Severity: v1alpha1.SeverityError, Reason: v1alpha1.ReasonSyntax,
+			Message: "is in no file that can be read, and was there before the restart; cannot be read: " + strings.Join(e.world.Unreadable, ", "),
+		}}
+		ps.recall(r, now)
+		e.plugins[key] = ps
+		e.renew(ps, now)
+	}
+}
+
 // takesNoPart reports whether what is in force of a plugin is invalid: a plan then gives
 // it a stand-in at most.
-func (ps *pluginState) takesNoPart() bool { return len(ps.invalid) > 0 && ps.spec == ps.latest }
+func (ps *pluginState) takesNoPart() bool { return !ps.valid }
 
 func byName(a, b plugin.Key) int {
 	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
@@ -150,15 +175,16 @@ func byName(a, b plugin.Key) int {
 // read takes a document as it is now. An invalid one leaves the last valid one in force.
 func (ps *pluginState) read(p *v1alpha1.WasmPlugin, invalid []v1alpha1.Finding, now time.Time) {
 	ps.invalid = invalid
-	if ps.latest != nil && equal(ps.latest, p) {
-		return // keep the pointer: it is what claims and versions compare
+	if ps.latest == nil || !equal(ps.latest, p) { // else keep the pointer: it is what claims and versions compare
+		if ps.latest != nil {
+			ps.changedAt = now
+		}
+		ps.latest, ps.hash = p, documentHash(p)
 	}
-	if ps.latest != nil {
-		ps.changedAt = now
-	}
-	ps.latest, ps.hash = p, documentHash(p)
-	if len(invalid) == 0 || ps.spec == nil || ps.good == nil {
-		ps.spec = p
+	if len(invalid) == 0 {
+		ps.spec, ps.valid = ps.latest, true
+	} else if !ps.valid {
+		ps.spec = ps.latest
 	}
 }
 
@@ -170,7 +196,7 @@ func equal(a, b *v1alpha1.WasmPlugin) bool {
 // renew makes the plugin's claim again if what it is made of has changed. A claim that
 // no longer uses a credential gives it up.
 func (e *Engine) renew(ps *pluginState, now time.Time) {
-	inputs := claimInputs{spec: ps.spec, secret: e.world.Secrets[plugin.Key{Namespace: ps.key.Namespace, Name: ps.spec.Spec.ImagePullSecret}]}
+	inputs := claimInputs{spec: ps.spec, unreadable: len(e.world.Unreadable) > 0, secret: e.world.Secrets[plugin.Key{Namespace: ps.key.Namespace, Name: ps.spec.Spec.ImagePullSecret}]}
 	if ps.claimFrom == inputs {
 		return
 	}
@@ -273,7 +299,7 @@ func (e *Engine) stands(ps *pluginState, now time.Time) bool {
 		return true // http(s) and file: nobody's right to lose
 	}
 	if ps.claim.refused != nil && ps.claim.url.Scheme == v1alpha1.SchemeOCI {
-		return false
+		return ps.claim.unsure
 	}
 	request := ps.request(good.image, false)
 	if ps.outcome.image != good.image || ps.claim.url.Scheme != v1alpha1.SchemeOCI {
@@ -312,6 +338,9 @@ func (e *Engine) signed(ps *pluginState, proof access.Proof) error {
 // has now. It is false if those are no good or the registry may not be asked.
 func (e *Engine) lastGood(ps *pluginState) (access.Request, bool) {
 	request := ps.request(ps.good.image, true)
+	if ps.claim.refused != nil {
+		return request, false
+	}
 	var err error
 	if request.Credentials, err = ps.claim.keyring.For(ps.good.image); err != nil {
 		return request, false

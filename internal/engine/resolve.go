@@ -62,6 +62,9 @@ func (o outcome) because(p progress, reason, format string, args ...any) outcome
 // resolve asks the rooms, from memory, for the version that the plugin wants.
 func (e *Engine) resolve(ps *pluginState, now time.Time) outcome {
 	c, spec := ps.claim, ps.spec
+	if ps.takesNoPart() {
+		return outcome{}.because(refused, v1alpha1.ReasonPending, "nothing is asked for while the document is invalid")
+	}
 	if c.refused != nil {
 		return outcome{}.because(refused, c.refused.reason, "%s", c.refused.message)
 	}

@@ -147,7 +147,7 @@ func accepted(ps *pluginState) Condition {
 		faults = append(faults, f.Field+": "+f.Message)
 	}
 	c.Status, c.Reason, c.Message = "False", v1alpha1.ReasonInvalid, strings.Join(faults, "; ")
-	if ps.spec != ps.latest {
+	if ps.valid {
 		c.Message += "; the last valid generation stays in force"
 	}
 	return c
@@ -158,6 +158,11 @@ func resolved(ps *pluginState) Condition {
 	switch ps.outcome.progress {
 	case ready:
 		c.Status = "True"
+	case refused:
+		c.Status = "False"
+		if ps.takesNoPart() {
+			c.Status = "Unknown"
+		}
 	case pending:
 		c.Status = "Unknown"
 	default:

@@ -277,6 +277,49 @@ func TestP7_AnInvalidPluginWithoutAPastStandsIn(t *testing.T) {
 	})
 }
 
+// What is wrong with a document may be what keeps the module in check.
+func TestP7_ADocumentThatWasNeverValidRunsNoModule(t *testing.T) {
+	t.Parallel()
+	running(t, nil, func(h *house) {
+		before := h.registry.checks
+		broken := func(s *v1alpha1.WasmPluginSpec) { s.FailStrategy = "NOPE" }
+		h.plugin("team-a", "broken", image, broken)
+		h.now.Invalid[plugin.Key{Namespace: "team-a", Name: "broken"}] = []v1alpha1.Finding{{Field: "spec.failStrategy", Severity: "error", Reason: "Invalid", Message: "must be one of FAIL_CLOSE, FAIL_OPEN, FAIL_RELOAD"}}
+		h.apply()
+		h.pass(time.Minute)
+		h.wantDelivered("team-a", "broken", "standin")
+		h.wantCondition("team-a", "broken", "Accepted=False Invalid")
+		h.wantCondition("team-a", "broken", "ResolvedRefs=Unknown Pending")
+		h.wantCondition("team-a", "broken", "Programmed=False Pending")
+		if s := h.status("team-a", "broken"); s.Digest != "" || h.registry.checks != before {
+			t.Errorf("it was asked for: %d requests, %+v", h.registry.checks-before, s)
+		}
+		h.plugin("team-a", "broken", image)
+		delete(h.now.Invalid, plugin.Key{Namespace: "team-a", Name: "broken"})
+		h.apply()
+		h.wantDelivered("team-a", "broken", "module 1")
+	})
+}
+
+func TestP7_AnInvalidEditLeavesAValidDocumentInForceThoughItNeverRan(t *testing.T) {
+	t.Parallel()
+	build(t, nil, func(h *house) {
+		h.secret("team-a", "wrong")
+		h.registry.tags["a/p:v1"] = digestOf(1)
+		h.contents.arrive(1, false)
+		h.plugin("team-a", "auth", image)
+		h.apply()
+		h.connect("team-a")
+		h.wantCondition("team-a", "auth", "ResolvedRefs=False Unauthorized")
+		h.plugin("team-a", "auth", "ftp://nowhere/x")
+		h.now.Invalid[plugin.Key{Namespace: "team-a", Name: "auth"}] = []v1alpha1.Finding{{Field: "spec.url", Severity: "error", Reason: "Invalid", Message: "no"}}
+		h.apply()
+		h.secret("team-a", good)
+		h.apply()
+		h.wantDelivered("team-a", "auth", "module 1")
+	})
+}
+
 func TestATagThatMoves(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -495,4 +538,31 @@ func TestP7_OneChangeReachesOnlyTheProxiesItConcerns(t *testing.T) {
 		h.apply()
 		h.wantDelivered("root", "everywhere", "nothing")
 	})
+}
+
+func TestP8_AnEnvoyFileThatNeverWasGoodAnswersNobody(t *testing.T) {
+	t.Parallel()
+	for name, broken := range map[string]func(*house){
+		"not YAML at the start": func(h *house) { h.now.UnreadableEnvoy = map[string]bool{"edge": true} },
+		"not Envoy's":           func(h *house) { h.now.EnvoyFiles = map[string][]byte{"edge": []byte("listeners: [{nme: x}]")} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			build(t, nil, func(h *house) {
+				broken(h)
+				h.apply()
+				h.connect("team-a")
+				h.pass(time.Hour)
+				if len(h.proxies.published) != 0 {
+					t.Errorf("published: %v", h.proxies.published)
+				}
+				h.now.UnreadableEnvoy = nil
+				h.now.EnvoyFiles = map[string][]byte{"edge": []byte("listeners: []")}
+				h.apply()
+				if len(h.proxies.published) != 1 {
+					t.Errorf("published once the file was good: %v", h.proxies.published)
+				}
+			})
+		})
+	}
 }

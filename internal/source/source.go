@@ -25,6 +25,10 @@ type World struct {
 	// EnvoyFiles are the operator's listener files by the name of their cluster: the file's
 	// name without its extension. The bytes must not be changed.
 	EnvoyFiles map[string][]byte
+	// Unreadable are the resource files of which nothing can be used, and UnreadableEnvoy the
+	// clusters of such Envoy files: what they held before a restart is not known here.
+	Unreadable      []string
+	UnreadableEnvoy map[string]bool
 	// Findings is everything that is wrong with the resources, in the order of the files.
 	Findings []document.Finding
 }

@@ -23,6 +23,7 @@ type Snapshot struct {
 	resources [len(servedTypes)][]*Resource
 	names     [len(servedTypes)]map[string]*Resource
 	standIns  map[string]*Resource // of each extension, by name
+	bare      bool                 // nothing is known of the listeners and clusters that its proxies shall have
 }
 
 // servedTypes are the types that stile serves, in the order in which additions are pushed.

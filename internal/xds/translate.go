@@ -29,7 +29,7 @@ func Translate(in Input) (*Snapshot, []Problem) {
 	}
 	resources = append(resources, t.clusters()...)
 	s := NewSnapshot(resources...)
-	s.standIns = t.standIns
+	s.standIns, s.bare = t.standIns, in.File == nil
 	return s, t.problems
 }
 

@@ -275,6 +275,9 @@ func (s *stream) item(w *watch, r *Resource, try int) item {
 
 // nextSet answers with all listeners or clusters that are asked for, in the state of the world.
 func (s *stream) nextSet(w *watch, snap *Snapshot) *answer {
+	if snap.bare && !w.began {
+		return nil // what it holds came from somewhere: an answer would take it away
+	}
 	a := &answer{}
 	for _, r := range s.wanted(w, snap) {
 		if r.Hold {
@@ -366,7 +369,7 @@ func (s *stream) nextDifference(w *watch, snap *Snapshot) *answer {
 		return !slices.ContainsFunc(wanted, func(r *Resource) bool { return r.Name == name })
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.held)) {
-		if gone(name) && (w.kind != clusters || s.settled(snap)) {
+		if gone(name) && (w.kind != clusters || s.settled(snap)) && (w.began || !snap.bare) {
 			a.removed = append(a.removed, name)
 		}
 	}

@@ -89,6 +89,9 @@ func (s *Source) scanResources(b *builder) (folders []string, ok bool) {
 			st.refresh(path, st.takeDocuments)
 		}
 		b.findings = append(b.findings, st.findings...)
+		if !st.has {
+			b.w.Unreadable = append(b.w.Unreadable, path)
+		}
 		for i := range st.good {
 			b.add(&st.good[i])
 		}
@@ -122,10 +125,11 @@ func (s *Source) scanEnvoy(b *builder) (folders []string) {
 			st.refresh(path, st.takeEnvoy)
 		}
 		b.findings = append(b.findings, st.findings...)
+		cluster := strings.TrimSuffix(filepath.Base(path), filepath.Ext(path))
 		if !st.has {
+			b.w.UnreadableEnvoy[cluster] = true
 			continue
 		}
-		cluster := strings.TrimSuffix(filepath.Base(path), filepath.Ext(path))
 		if _, twice := b.w.EnvoyFiles[cluster]; twice {
 			b.fault(path, v1alpha1.ReasonDuplicate, fmt.Sprintf("a second file for the cluster %q: this one is not used; keep one of them", cluster))
 			continue
@@ -240,6 +244,8 @@ func newBuilder(before generations) *builder {
 			Secrets:    map[source.Key]*document.Secret{},
 			Gateways:   map[source.Key]*document.Gateway{},
 			EnvoyFiles: map[string][]byte{},
+
+			UnreadableEnvoy: map[string]bool{},
 		},
 	}
 }
