@@ -91,7 +91,9 @@ func (a *ahead) Read(b []byte) (int, error) {
 // end.
 func (a *ahead) stop(abandon func()) {
 	close(a.quit)
-	abandon()
+	if a.err == nil { // to give up a request that is over would cost its connection
+		abandon()
+	}
 	for range a.full { //nolint:revive // what was read and not asked for
 	}
 }
