@@ -36,7 +36,7 @@ type group struct {
 func (e *Engine) proxyEvent(ev xds.Event) {
 	switch ev.Kind {
 	case xds.Connected:
-		node, file := e.assign(ev.Node)
+		node, file := ev.Node.Assigned(e.cfg.Nodes)
 		name := groupName(node, file, ev.EnvoyVersion)
 		g := e.groups[name]
 		if g == nil {
@@ -59,47 +59,6 @@ func (e *Engine) proxyEvent(ev xds.Event) {
 			e.rooms.Proxies.Publish(name, nil)
 		}
 	}
-}
-
-// assign applies the operator's assignments to what a proxy says of itself, and names
-// its Envoy file. The peer's cluster is looked up, never joined to a path; a "/" in it
-// is written "_" in file names.
-func (e *Engine) assign(n plugin.Node) (plugin.Node, string) {
-	file := strings.ReplaceAll(n.Cluster, "/", "_")
-	for _, a := range e.cfg.Nodes {
-		if !matches(a.Cluster, n.Cluster) || !matches(a.ID, n.ID) {
-			continue
-		}
-		if a.File != "" {
-			file = strings.TrimSuffix(a.File, path.Ext(a.File))
-		}
-		if a.Namespace != "" {
-			n.Namespace = a.Namespace
-		}
-		if a.Gateway != "" {
-			n.Gateway = a.Gateway
-		}
-		if len(a.Labels) > 0 {
-			labels := maps.Clone(n.Labels)
-			if labels == nil {
-				labels = map[string]string{}
-			}
-			maps.Copy(labels, a.Labels)
-			n.Labels = labels
-		}
-		break
-	}
-	return n, file
-}
-
-// matches reports whether s matches a glob; the empty glob matches everything.
-func matches(glob, s string) bool {
-	if glob == "" {
-		return true
-	}
-	// path.Match stops "*" at "/", which clusters may contain.
-	ok, err := path.Match(strings.ReplaceAll(glob, "/", "\x00"), strings.ReplaceAll(s, "/", "\x00"))
-	return err == nil && ok
 }
 
 // groupName spells all that a plan looks at. Proxies whose names are equal are sent

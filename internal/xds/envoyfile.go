@@ -108,9 +108,12 @@ func (p *fileParser) parse(data []byte) *EnvoyFile {
 		f.listeners, f.views = append(f.listeners, m), append(f.views, view)
 		f.own[m.GetName()] = newResource(ListenerType, m.GetName(), m)
 	}
+	routes := map[string]*routev3.RouteConfiguration{}
 	for _, m := range parseList(p, top, "routes", func() *routev3.RouteConfiguration { return &routev3.RouteConfiguration{} }) {
 		f.routes = append(f.routes, newResource(RouteType, m.GetName(), m))
+		routes[m.GetName()] = m
 	}
+	addSwitches(f.listeners, f.views, routes)
 	for _, m := range parseList(p, top, "clusters", func() *clusterv3.Cluster { return &clusterv3.Cluster{} }) {
 		f.clusters = append(f.clusters, newResource(ClusterType, m.GetName(), m))
 	}

@@ -49,7 +49,7 @@ func TestParseEnvoy_SeesWhatAPlanNeeds(t *testing.T) {
 	}, {
 		Name: "tcp", Port: 9001, Ports: []uint32{9001, 9002}, Mode: "SERVER",
 		Chains: []plugin.Chain{
-			{Index: 0, Port: 9005, Type: plugin.ChainTCP, Network: []plugin.Filter{{Name: "tcp", TypeURLs: []string{tcpType}}}},
+			{Index: 0, Type: plugin.ChainTCP, Network: []plugin.Filter{{Name: "tcp", TypeURLs: []string{tcpType}}}},
 			{Index: -1, Type: plugin.ChainTCP, Network: []plugin.Filter{
 				{Name: "limits", TypeURLs: []string{typePrefix + "network.connection_limit.v3.ConnectionLimit"}},
 				{Name: "tcp", TypeURLs: []string{tcpType}},
@@ -113,6 +113,8 @@ func TestParseEnvoy_NamesEveryFaultWithItsPath(t *testing.T) {
 			[]string{"clusters[0].connect_timeout: Invalid", "clusters[1]: Invalid"}},
 		{"metadata of ours", `listeners: [{name: l, metadata: {filter_metadata: {stile.dev: {mode: BOTH}}}}]`,
 			[]string{`listeners[0].metadata.filter_metadata["stile.dev"].mode: Invalid`}},
+		{"metadata of ours that is no boolean", `listeners: [{name: l, metadata: {filter_metadata: {stile.dev: {skip: "true"}}}}]`,
+			[]string{`listeners[0].metadata.filter_metadata["stile.dev"].skip: Invalid`}},
 		{"endpoints by ADS", "clusters: [{name: a, type: EDS, eds_cluster_config: {eds_config: {ads: {}}}}]",
 			[]string{"clusters[0].eds_cluster_config.eds_config: NotServed"}},
 		{"secrets by ADS", `clusters: [{name: a, transport_socket: {name: tls, typed_config: {"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {tls_certificate_sds_secret_configs: [{name: s, sds_config: {ads: {}}}]}}}}]`,
@@ -150,6 +152,9 @@ func TestParseEnvoy_OpensTypedStructsAndMatchers(t *testing.T) {
 	manager := `{name: m, typed_config: {"@type": type.googleapis.com/xds.type.v3.TypedStruct, type_url: ` + hcm + `, value: {stat_prefix: s, route_config: {}, http_filters: [
 	  {name: own, typed_config: {"@type": type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/stats.PluginConfig, value: {}}},
 	  {name: matched, typed_config: {"@type": type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher, extension_config: {name: x, typed_config: {"@type": ` + typePrefix + `http.rbac.v3.RBAC}}}},
+	  {name: nested, typed_config: {"@type": ` + typePrefix + `http.filter_chain.v3.FilterChainConfig, default_filter_chain: {filters: [
+	    {name: x, typed_config: {"@type": ` + typePrefix + `http.cors.v3.Cors}},
+	    {name: y, typed_config: {"@type": type.googleapis.com/xds.type.v3.TypedStruct, type_url: type.googleapis.com/stats.PluginConfig, value: {}}}]}}},
 	  {name: found, config_discovery: {config_source: {ads: {}}, type_urls: [a.b/c.D, a.b/e.F]}},
 	  ` + routerFilter + `]}}}`
 	f, problems := xds.ParseEnvoy("x.yaml", []byte(chainOf(manager)))
@@ -159,11 +164,58 @@ func TestParseEnvoy_OpensTypedStructsAndMatchers(t *testing.T) {
 	want := []plugin.Filter{
 		{Name: "own", TypeURLs: []string{"type.googleapis.com/stats.PluginConfig"}},
 		{Name: "matched", TypeURLs: []string{typePrefix + "http.rbac.v3.RBAC"}},
+		{Name: "nested", TypeURLs: []string{typePrefix + "http.filter_chain.v3.FilterChainConfig", typePrefix + "http.cors.v3.Cors", "type.googleapis.com/stats.PluginConfig"}},
 		{Name: "found", TypeURLs: []string{"a.b/c.D", "a.b/e.F"}},
 		{Name: "r", TypeURLs: []string{routerType}},
 	}
 	chain := f.Listeners()[0].Chains[0]
 	if d := cmp.Diff(want, chain.HTTP); d != "" || chain.Type != plugin.ChainHTTP {
 		t.Errorf("chain %s (-want +got):\n%s", chain.Type, d)
+	}
+}
+
+func TestParseEnvoy_PortsOfTheMetadataWinOverThoseOfAChain(t *testing.T) {
+	t.Parallel()
+	chain := `{filter_chain_match: {destination_port: 9090}, filters: [{name: m, typed_config: {"@type": ` + hcm + `, stat_prefix: s, route_config: {}, http_filters: [` + routerFilter + `]}}]}`
+	for text, want := range map[string]uint32{
+		`listeners: [{name: l, filter_chains: [` + chain + `]}]`:                                                           9090,
+		`listeners: [{name: l, metadata: {filter_metadata: {stile.dev: {mode: SERVER}}}, filter_chains: [` + chain + `]}]`: 9090,
+		`listeners: [{name: l, metadata: {filter_metadata: {stile.dev: {ports: [80]}}}, filter_chains: [` + chain + `]}]`:  0,
+	} {
+		f, problems := xds.ParseEnvoy("x.yaml", []byte(text))
+		if f == nil {
+			t.Fatal(problems)
+		}
+		if got := f.Listeners()[0].Chains[0].Port; got != want {
+			t.Errorf("%s: the chain's port is %d, want %d", text, got, want)
+		}
+	}
+}
+
+func TestParseEnvoy_TellsWhereRoutesSwitchPluginsOff(t *testing.T) {
+	t.Parallel()
+	off := func(name string) string {
+		return `typed_per_filter_config: {` + name + `: {"@type": type.googleapis.com/envoy.config.route.v3.FilterConfig, disabled: true}}`
+	}
+	const a, b = "extensions.istio.io/wasmplugin/edge.a", "extensions.istio.io/wasmplugin/edge.b"
+	routes := `{name: r, ` + off(a) + `, virtual_hosts: [{name: all, domains: ["*"], ` + off(b) + `, routes: [
+	  {match: {prefix: /x}, direct_response: {status: 200}, ` + off("own") + `},
+	  {match: {prefix: /y}, direct_response: {status: 200}, ` + off(a) + `},
+	  {name: named, match: {prefix: /}, route: {weighted_clusters: {clusters: [{name: c, weight: 1, ` + off(b) + `}]}}}]}]}`
+	want := []plugin.Switch{{Filter: a, Where: "all routes"}, {Filter: b, Where: "virtual host all"}, {Filter: a, Where: "route all/1"}, {Filter: b, Where: "route all/named to cluster c"}}
+	manager := func(routes string) string {
+		return chainOf(`{name: m, typed_config: {"@type": ` + hcm + `, stat_prefix: s, ` + routes + `, http_filters: [` + routerFilter + `]}}`)
+	}
+	for name, text := range map[string]string{
+		"its own routes":         manager("route_config: " + routes),
+		"the routes of the file": manager("rds: {route_config_name: r, config_source: {ads: {}}}") + "\nroutes: [" + routes + "]\n",
+	} {
+		f, problems := xds.ParseEnvoy("x.yaml", []byte(text))
+		if f == nil {
+			t.Fatalf("%s: %v", name, problems)
+		}
+		if d := cmp.Diff(want, f.Listeners()[0].Chains[0].Switches); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
 	}
 }

@@ -7,8 +7,10 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
+	filterchainv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	udpatypev1 "github.com/cncf/xds/go/udpa/type/v1"
 	xdstypev3 "github.com/cncf/xds/go/xds/type/v3"
@@ -41,8 +43,13 @@ func viewListener(l *listenerv3.Listener, path string) (plugin.Listener, []findi
 	if len(view.Ports) > 0 {
 		view.Port = view.Ports[0]
 	}
+	// Ports of the metadata are all that counts: a chain's own must not win over them.
+	_, told := l.GetMetadata().GetFilterMetadata()[metadataKey].GetFields()["ports"]
 	for i, c := range l.GetFilterChains() {
 		chain, err := viewChain(c, i)
+		if told {
+			chain.Port = 0
+		}
 		if err != nil {
 			findings = append(findings, finding{path: fmt.Sprintf("%s.filter_chains[%d]", path, i), reason: "Invalid", message: err.Error()})
 		}
@@ -81,6 +88,9 @@ func applyMetadata(l *listenerv3.Listener, view *plugin.Listener, path string) [
 				bad(key, "must be CLIENT or SERVER")
 			}
 		case "skip":
+			if _, ok := value.GetKind().(*structpb.Value_BoolValue); !ok {
+				bad(key, "must be true or false")
+			}
 			view.Skip = value.GetBoolValue()
 		case "ports":
 			view.Ports = nil
@@ -159,10 +169,13 @@ func managerOf(c *listenerv3.FilterChain) (*hcmv3.HttpConnectionManager, error) 
 	return m, nil
 }
 
-// unwrap returns the type of a filter's configuration, looking through TypedStruct and
-// ExtensionWithMatcher. No configuration has no type.
-func unwrap(a *anypb.Any) []string {
-	for range maxAnyDepth {
+// unwrap returns the types of a filter's configuration, looking through TypedStruct,
+// ExtensionWithMatcher and filter_chain, which alone may have several. No configuration
+// has no type.
+func unwrap(a *anypb.Any) []string { return unwrapTo(a, maxAnyDepth) }
+
+func unwrapTo(a *anypb.Any, depth int) []string {
+	for ; depth > 0; depth-- {
 		if a == nil {
 			return nil
 		}
@@ -177,6 +190,12 @@ func unwrap(a *anypb.Any) []string {
 			return []string{x.GetTypeUrl()}
 		case *matchingv3.ExtensionWithMatcher:
 			a = x.GetExtensionConfig().GetTypedConfig()
+		case *filterchainv3.FilterChainConfig:
+			types := []string{a.GetTypeUrl()}
+			for _, f := range x.GetDefaultFilterChain().GetFilters() {
+				types = append(types, unwrapTo(f.GetTypedConfig(), depth-1)...)
+			}
+			return types
 		default:
 			return []string{a.GetTypeUrl()}
 		}
