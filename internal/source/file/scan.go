@@ -265,7 +265,7 @@ func (b *builder) add(d *document.Document) {
 	if first, twice := b.from[id]; twice {
 		b.findings = append(b.findings, document.Finding{
 			File: d.File, Document: d.Index, Kind: d.Kind, Namespace: d.Namespace, Name: d.Name, Field: "metadata.name",
-			Severity: v1alpha1.SeverityError, Reason: v1alpha1.ReasonDuplicate,
+			Severity: v1alpha1.SeverityWarning, Reason: v1alpha1.ReasonDuplicate,
 			Message: "a second " + d.Kind + " of this name: the one in " + first + " counts; remove one of them",
 		})
 		return
