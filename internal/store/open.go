@@ -43,6 +43,41 @@ func (s *Store) Open(digest string) (*File, error) {
 	return &File{file: f, Size: m.size}, nil
 }
 
+// Read returns the bytes of a module, which are what was hashed: for modules that are
+// small enough to hold. Errors are those of Open. Touches the disk.
+func (s *Store) Read(digest string) ([]byte, error) {
+	m := s.pin(digest)
+	if m == nil {
+		return nil, fmt.Errorf("%w: module %s", ErrNotFound, digest)
+	}
+	defer s.unpin(m)
+	f, err := s.files.Open(path.Join(dirModules, digest))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, s.lost(m, "its file is gone")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store: open module %s: %w", digest, err)
+	}
+	if _, err := f.Identity(); err != nil { // it is a regular file
+		return nil, errors.Join(fmt.Errorf("store: open module %s: %w", digest, err), f.Close())
+	}
+	b := make([]byte, m.size) // the file's own size when it was written or found
+	n, err := io.ReadFull(f, b)
+	short := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	if err == nil || short {
+		err = f.Close()
+	} else {
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store: read module %s: %w", digest, err)
+	}
+	if sum := sha256.Sum256(b[:n]); hex.EncodeToString(sum[:]) != digest {
+		return nil, s.lost(m, "its bytes were altered")
+	}
+	return b[:n], nil
+}
+
 func (s *Store) pin(digest string) *module {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -83,33 +83,35 @@ func TestP6_AlteredBytesAreNeverServed(t *testing.T) {
 		"gone":             func(t *testing.T, p string) { mustDo(t, os.Remove(p)) },
 		"a link elsewhere": func(t *testing.T, p string) { mustDo(t, os.Remove(p)); mustDo(t, os.Symlink("/etc/hostname", p)) },
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			dir := t.TempDir()
-			s := open(t, dir, store.Options{})
-			content := []byte("good content")
-			d := mustWrite(t, s, "ns", "src", content)
-			if _, err := read(s, d); err != nil { // verified once: the next open must see the change all the same
-				t.Fatal(err)
-			}
-			alter(t, filepath.Join(dir, store.Folder, store.DirModules, d))
-			b, err := read(s, d)
-			if err == nil || len(b) != 0 {
-				t.Fatalf("served %q", b)
-			}
-			if name != "a link elsewhere" {
-				if !errors.Is(err, store.ErrCorrupt) {
-					t.Fatalf("error %v, want ErrCorrupt", err)
+		for way, by := range map[string]func(*store.Store, string) ([]byte, error){"opened": storetest.Read, "read": (*store.Store).Read} {
+			t.Run(name+", "+way, func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				s := open(t, dir, store.Options{})
+				content := []byte("good content")
+				d := mustWrite(t, s, "ns", "src", content)
+				if _, err := read(s, d); err != nil { // verified once: the next open must see the change all the same
+					t.Fatal(err)
 				}
-				if _, ok := s.Get("src", "sha256:"+d); ok {
-					t.Fatal("its record is still there: it would never be fetched again")
+				alter(t, filepath.Join(dir, store.Folder, store.DirModules, d))
+				b, err := by(s, d)
+				if err == nil || len(b) != 0 {
+					t.Fatalf("served %q", b)
 				}
-			}
-			mustWrite(t, s, "ns", "src", content)
-			if b, err := read(s, d); err != nil || !bytes.Equal(b, content) {
-				t.Fatalf("written again: %q, %v", b, err)
-			}
-		})
+				if name != "a link elsewhere" {
+					if !errors.Is(err, store.ErrCorrupt) {
+						t.Fatalf("error %v, want ErrCorrupt", err)
+					}
+					if _, ok := s.Get("src", "sha256:"+d); ok {
+						t.Fatal("its record is still there: it would never be fetched again")
+					}
+				}
+				mustWrite(t, s, "ns", "src", content)
+				if b, err := read(s, d); err != nil || !bytes.Equal(b, content) {
+					t.Fatalf("written again: %q, %v", b, err)
+				}
+			})
+		}
 	}
 }
 

@@ -64,14 +64,21 @@ func MustWrite(t testing.TB, s *store.Store, namespace, source string, b []byte)
 	return d
 }
 
-// Read opens the module and reads it.
+// Read opens the module and reads it, and has the store read it: both give the same.
 func Read(s *store.Store, digest string) ([]byte, error) {
 	f, err := s.Open(digest)
 	if err != nil {
 		return nil, err
 	}
 	b, err := io.ReadAll(f)
-	return b, errors.Join(err, f.Close())
+	if err := errors.Join(err, f.Close()); err != nil {
+		return b, err
+	}
+	whole, err := s.Read(digest)
+	if err == nil && !bytes.Equal(b, whole) {
+		err = fmt.Errorf("the store reads %d bytes of the %d that it opens", len(whole), len(b))
+	}
+	return b, err
 }
 
 func whatIsWrittenIsReadBack(t *testing.T, open func(testing.TB, store.Options) *store.Store) {
