@@ -49,6 +49,7 @@ type rig struct {
 	key    secret.Key
 
 	alice, bob string // passwords
+	htpasswd   string // the server's file, if it has one
 	signer     ed25519.PrivateKey
 	revoked    atomic.Bool
 	mu         sync.Mutex
@@ -83,6 +84,7 @@ func newRig(t *testing.T, auth string) *rig {
 		must(t, err)
 		file := filepath.Join(dir, "htpasswd")
 		must(t, os.WriteFile(file, []byte("alice:"+string(hash)+"\n"), 0o600))
+		r.htpasswd = file
 		config.Auth = configuration.Auth{"htpasswd": {"realm": "r", "path": file}}
 	case "token":
 		public, private, err := ed25519.GenerateKey(rand.Reader)
