@@ -83,7 +83,7 @@ const demoTrail = "X-Stile-Trail"
 
 func (w *demoWorld) stepOrder(ctx context.Context) (string, error) {
 	want := "badge,toll"
-	got, err := w.waitFor(ctx, "team-a", http.StatusOK, want)
+	got, err := w.waitFor(ctx, "team-a", want)
 	if err != nil {
 		return "", err
 	}
@@ -104,7 +104,7 @@ func (w *demoWorld) stepDenied(ctx context.Context) (string, error) {
 	if got.code != http.StatusServiceUnavailable {
 		return "", fmt.Errorf("team-b's request: want 503, have %d: its secret must not open team-a's image", got.code)
 	}
-	return "answer    503\nstatus    " + showCondition(status, "ResolvedRefs"), nil
+	return "answer    503\nstatus    " + showResolved(status), nil
 }
 
 func (w *demoWorld) stepShared(ctx context.Context) (string, error) {
@@ -112,7 +112,7 @@ func (w *demoWorld) stepShared(ctx context.Context) (string, error) {
 	if err := w.addSecondPlugin(); err != nil {
 		return "", err
 	}
-	got, err := w.waitFor(ctx, "team-a", http.StatusOK, "badge,toll,again")
+	got, err := w.waitFor(ctx, "team-a", "badge,toll,again")
 	if err != nil {
 		return "", err
 	}
@@ -138,7 +138,7 @@ func (w *demoWorld) stepOutage(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("requests  %d, all answered 200\nstatus    %s", served, showCondition(status, "ResolvedRefs")), nil
+	return fmt.Sprintf("requests  %d, all answered 200\nstatus    %s", served, showResolved(status)), nil
 }
 
 func (w *demoWorld) stepRevoked(ctx context.Context) (string, error) {
@@ -170,7 +170,7 @@ func (w *demoWorld) stepRevoked(ctx context.Context) (string, error) {
 	if refused.code != http.StatusServiceUnavailable {
 		return "", fmt.Errorf("the proxy that connected after: want 503, have %d", refused.code)
 	}
-	return fmt.Sprintf("status    %s, after %s\nruns      200\nnew       503", showCondition(status, "ResolvedRefs"), took), nil
+	return fmt.Sprintf("status    %s, after %s\nruns      200\nnew       503", showResolved(status), took), nil
 }
 
 func (w *demoWorld) stepRestored(ctx context.Context) (string, error) {
@@ -179,13 +179,13 @@ func (w *demoWorld) stepRestored(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := w.waitFor(ctx, "team-a late", http.StatusOK, "badge,toll,again"); err != nil {
+	if _, err := w.waitFor(ctx, "team-a late", "badge,toll,again"); err != nil {
 		return "", err
 	}
-	if _, err := w.waitFor(ctx, "team-a", http.StatusOK, "badge,toll,again"); err != nil {
+	if _, err := w.waitFor(ctx, "team-a", "badge,toll,again"); err != nil {
 		return "", err
 	}
-	return "status    " + showCondition(status, "ResolvedRefs") + "\nboth proxies of team-a answer 200", nil
+	return "status    " + showResolved(status) + "\nboth proxies of team-a answer 200", nil
 }
 
 // hopeless is an error that waiting cannot mend.
@@ -205,8 +205,9 @@ func wantCondition(s engine.PluginStatus, kind, status, reason string) error {
 	return fmt.Errorf("%s/%s has no condition %s", s.Namespace, s.Name, kind)
 }
 
-// showCondition is one line about a condition.
-func showCondition(s engine.PluginStatus, kind string) string {
+// showResolved is one line about whether a plugin's image may be read.
+func showResolved(s engine.PluginStatus) string {
+	const kind = "ResolvedRefs"
 	for _, c := range s.Conditions {
 		if c.Type == kind {
 			return fmt.Sprintf("%s/%s: %s=%s, %s: %s", s.Namespace, s.Name, kind, c.Status, c.Reason, c.Message)

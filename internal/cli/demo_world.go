@@ -184,7 +184,11 @@ func (w *demoWorld) push(ctx context.Context) ([]string, error) {
 		w.images[m.name] = image
 		lines = append(lines, fmt.Sprintf("%-9s %s, %d bytes, layout %s, %s…", m.name, image, len(m.bytes), m.layout, digest[:19]))
 	}
-	anonymous, err := http.Get("http://" + host + "/v2/team-a/badge/manifests/v1") //nolint:noctx // loopback
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/v2/team-a/badge/manifests/v1", nil)
+	if err != nil {
+		return lines, err
+	}
+	anonymous, err := w.client.Do(req)
 	if err != nil {
 		return lines, err
 	}
@@ -384,16 +388,16 @@ func (w *demoWorld) get(ctx context.Context, proxy string) (demoAnswer, error) {
 	return a, nil
 }
 
-// waitFor sends requests until one meets the status and the trail.
-func (w *demoWorld) waitFor(ctx context.Context, proxy string, code int, trail string) (demoAnswer, error) {
+// waitFor sends requests until one passes, and the upstream sees the trail.
+func (w *demoWorld) waitFor(ctx context.Context, proxy, trail string) (demoAnswer, error) {
 	var got demoAnswer
 	err := w.poll(ctx, func() error {
 		var err error
 		if got, err = w.get(ctx, proxy); err != nil {
 			return err
 		}
-		if have := strings.Join(got.seen.Values(demoTrail), ","); got.code != code || have != trail {
-			return fmt.Errorf("%s: want %d with %s: %q, have %d with %q", proxy, code, demoTrail, trail, got.code, have)
+		if have := strings.Join(got.seen.Values(demoTrail), ","); got.code != http.StatusOK || have != trail {
+			return fmt.Errorf("%s: want 200 with %s: %q, have %d with %q", proxy, demoTrail, trail, got.code, have)
 		}
 		return nil
 	})

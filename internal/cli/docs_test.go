@@ -20,7 +20,7 @@ func TestDocs_CommandLine(t *testing.T) {
 	path := filepath.Join("..", "..", "docs", "cli.md")
 	got := commandLinePage()
 	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil { //nolint:gosec // a page for everybody
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

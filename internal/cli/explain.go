@@ -83,7 +83,7 @@ func (in *nodeInput) read(ctx context.Context, a *app, verb string, args []strin
 	s.node = node.Classed(docs.classes)
 	s.inputs = plugin.Inputs{
 		RootNamespace: cmp.Or(in.rootNamespace, loaded.RootNamespace), Plugins: docs.plugins, Invalid: docs.invalid,
-		Node: s.node, Listeners: s.file.Listeners(), ExtraAnchors: anchors(loaded.Config),
+		Node: s.node, Listeners: s.file.Listeners(), ExtraAnchors: loaded.Envoy.Anchors,
 	}
 	return s, nil
 }

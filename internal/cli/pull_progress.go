@@ -23,7 +23,7 @@ const (
 // quiet, until the function that it returns is called.
 func (a *app) showProgress(p *content.Progress) (done func()) {
 	f, ok := a.stderr.(*os.File)
-	if !ok || a.quiet || !term.IsTerminal(int(f.Fd())) { //nolint:gosec // a file descriptor is small
+	if !ok || a.quiet || !term.IsTerminal(int(f.Fd())) {
 		return func() {}
 	}
 	tick := time.NewTicker(progressEvery)

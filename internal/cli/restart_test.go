@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bytes"
-	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -45,7 +44,7 @@ func TestP9_ARestartNeedsNoRegistry(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.proxies[proxy] = p
-		if _, err := w.waitFor(t.Context(), proxy, http.StatusOK, "badge,toll"); err != nil {
+		if _, err := w.waitFor(t.Context(), proxy, "badge,toll"); err != nil {
 			t.Fatal(err)
 		}
 		return w.resourceVersion(t, "team-a", "extensions.istio.io/wasmplugin/team-a.badge")

@@ -10,7 +10,6 @@ import (
 	"github.com/stileproject/stile/internal/access"
 	"github.com/stileproject/stile/internal/content"
 	"github.com/stileproject/stile/internal/engine"
-	"github.com/stileproject/stile/internal/plugin"
 	"github.com/stileproject/stile/internal/secret"
 )
 
@@ -45,11 +44,6 @@ func contentConfig(cfg *v1alpha1.Config, root secret.Root, log *slog.Logger, reg
 	}
 }
 
-func anchors(cfg *v1alpha1.Config) plugin.Anchors {
-	a := cfg.Envoy.Anchors
-	return plugin.Anchors{First: a.First, AuthN: a.AuthN, AuthZ: a.AuthZ, Stats: a.Stats}
-}
-
 // rowKeys are the keys of stored rows, the one for writing first.
 func rowKeys(root secret.Root) []secret.Key {
 	keys := []secret.Key{root.Key(secret.ForRows)}
@@ -61,7 +55,7 @@ func rowKeys(root secret.Root) []secret.Key {
 
 func engineConfig(cfg *v1alpha1.Config, root secret.Root, log *slog.Logger) engine.Config {
 	return engine.Config{
-		RootNamespace: cfg.RootNamespace, EnvoyDefault: cfg.Envoy.Default, Nodes: cfg.Envoy.Nodes, Anchors: anchors(cfg),
+		RootNamespace: cfg.RootNamespace, EnvoyDefault: cfg.Envoy.Default, Nodes: cfg.Envoy.Nodes, Anchors: cfg.Envoy.Anchors,
 		ModulesURL: cfg.Modules.URL, Runtime: cfg.Wasm.Runtime, HostEnvAllow: cfg.Wasm.HostEnvAllow,
 		OnRevoked: cfg.Access.OnRevoked, WarmHold: cfg.XDS.WarmHold.Duration, Rotation: cfg.Access.Rotation.Duration,
 		RefreshAlways: cfg.Fetch.RefreshAlways.Duration,
