@@ -13,7 +13,7 @@ import (
 // AuditEvent is one line of the audit stream: JSON, with this vocabulary and no other.
 type AuditEvent struct {
 	Time       time.Time          `json:"time"`
-	Event      string             `json:"event"` // verdict, joined, left, forgotten
+	Event      string             `json:"event"` // verdict, joined, left, forgotten, opened, closed
 	Image      string             `json:"image"`
 	Credential secret.Fingerprint `json:"credential"` // of the effective credentials
 	State      State              `json:"state"`
@@ -29,6 +29,8 @@ const (
 	eventJoined    = "joined"    // a holder holds an image
 	eventLeft      = "left"      // it no longer does
 	eventForgotten = "forgotten" // what was known is dropped: idle, evicted, or its Secret went
+	eventOpened    = "opened"    // a module's URL serves the image, on a holder's proof
+	eventClosed    = "closed"    // it no longer does
 )
 
 // audit queues events for one writer, so that nobody waits for a disk. The queue has no
@@ -46,6 +48,19 @@ func newAudit(out io.Writer, log *slog.Logger) *audit {
 		return nil
 	}
 	return &audit{out: out, log: log, ready: make(chan struct{}, 1)}
+}
+
+// Opened notes in the audit stream that a module's URL is served on p from now on. The
+// URL itself is a capability, and is not told.
+func (g *Gate) Opened(p Proof) { g.audit.proof(eventOpened, p) }
+
+// Closed notes in the audit stream that the module's URL is no longer served on p.
+func (g *Gate) Closed(p Proof) { g.audit.proof(eventClosed, p) }
+
+func (l *audit) proof(event string, p Proof) {
+	if p.hold != nil {
+		l.holder(event, p.hold.entry, p.hold.holder)
+	}
 }
 
 func (l *audit) verdict(e *entry, a *answer) {
