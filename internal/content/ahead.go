@@ -94,6 +94,6 @@ func (a *ahead) stop(abandon func()) {
 	if a.err == nil { // to give up a request that is over would cost its connection
 		abandon()
 	}
-	for range a.full { //nolint:revive // what was read and not asked for
+	for range a.full { // what was read and not asked for
 	}
 }

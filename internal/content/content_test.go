@@ -245,10 +245,10 @@ func TestURL_EveryPackaging(t *testing.T) {
 	}
 	zipped := func(b []byte) []byte { return z.EncodeAll(b, nil) }
 	f.put("/a.wasm.zst", zipped(module))
-	f.put("/a.tar.gz.zst", zipped(tarGz("m.wasm", module)))
+	f.put("/b.tar.gz.zst", zipped(tarGz("m.wasm", module)))
 	f.put("/nested.tar.gz", tarGz("m.wasm.zst", zipped(module)))
 	for path, packaging := range map[string]string{
-		"/raw.wasm": "raw", "/a.wasm.zst": "raw", "/a.tar.gz": "tar", "/a.tar.gz.zst": "tar", "/nested.tar.gz": "tar",
+		"/raw.wasm": "raw", "/a.wasm.zst": "raw", "/a.tar.gz": "tar", "/b.tar.gz.zst": "tar", "/nested.tar.gz": "tar",
 	} {
 		r := URLRequest{URL: f.URL + path + "?token=CANARY", Trust: w.trust(f.host()), Namespace: "team-a"}
 		m, err := w.fetchURL(r)
@@ -295,6 +295,56 @@ func TestURL_NotBeforeFetchesAgainAndKeepsWhatIsPinned(t *testing.T) {
 	if m, err := w.fetchURL(pinned); err != nil || !bytes.Equal(m.Inline, one) || f.count("/m") != 2 {
 		t.Fatalf("the version before is gone: %v, %d requests", err, f.count("/m"))
 	}
+}
+
+// What has not changed at a URL is not sent again, if its server can tell; and what the
+// store lost meanwhile is.
+func TestURL_WhatHasNotChangedIsNotDownloadedAgain(t *testing.T) {
+	t.Parallel()
+	f := newFiles(t)
+	sent := 0
+	usual := f.Server.Config.Handler
+	f.Server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		tag := `"` + digestOf(f.content[r.URL.Path]) + `"`
+		f.mu.Unlock()
+		w.Header().Set("ETag", tag)
+		if r.Header.Get("If-None-Match") == tag {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		f.set(func() { sent++ })
+		usual.ServeHTTP(w, r)
+	})
+	w := newWorld(t, t.TempDir(), Config{}, f.host())
+	f.put("/m", wasmtest.Named("one"))
+	r := URLRequest{URL: f.URL + "/m", Trust: w.trust(f.host()), Namespace: "team-a"}
+	fetch := func(want string, downloads int) {
+		t.Helper()
+		r.NotBefore = time.Now()
+		m, err := w.fetchURL(r)
+		if err != nil || !bytes.Equal(m.Inline, wasmtest.Named(want)) {
+			t.Fatalf("%+v, %v", m, err)
+		}
+		f.set(func() {
+			if sent != downloads {
+				t.Errorf("%d downloads, want %d", sent, downloads)
+			}
+		})
+	}
+	fetch("one", 1)
+	fetch("one", 1)
+	f.put("/m", wasmtest.Named("two"))
+	fetch("two", 2)
+	fetch("two", 2)
+	sum := strings.TrimPrefix(digestOf(wasmtest.Named("two")), "sha256:")
+	if err := os.Truncate(filepath.Join(w.dir, "content", "modules", sum), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.store.Open(sum); err == nil {
+		t.Fatal("still there")
+	}
+	fetch("two", 3)
 }
 
 func TestModule_OneDownloadForEverybodyWhoMay(t *testing.T) {

@@ -202,6 +202,7 @@ type moduleFacts struct {
 	Packaging string         `json:"packaging"`
 	Info      wasm.Module    `json:"info"`
 	Findings  []wasm.Finding `json:"findings,omitempty"`
+	Tag       string         `json:"tag,omitempty"` // the version of what a URL delivers, in its server's words
 }
 
 // adopt takes what a record says. A record that cannot be read is as good as none.

@@ -44,17 +44,16 @@ func (c *Contents) bringOnce(ctx context.Context, it *item, namespace string) er
 	}
 	c.mu.Lock()
 	ok := c.adopt(it, r)
-	invalid := it.problem != nil
+	usable := it.invalid() == nil
 	inline := ok && it.module.Size <= c.config.InlineMax
 	c.mu.Unlock()
-	switch {
-	case !ok:
+	if !ok {
 		return &Problem{Reason: ReasonStoreFull, Message: "the record of what was fetched cannot be read back", Retry: true}
-	case invalid:
-		return nil // there is nothing to make ready
-	default:
-		return c.ready(r.Module, namespace, inline)
 	}
+	if usable {
+		err = c.ready(r.Module, namespace, inline)
+	}
+	return err
 }
 
 // ready charges the namespace for the module and loads its bytes if they are wanted.

@@ -4,10 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
+	"io"
 	"net/url"
 	"strings"
 	"time"
 
+	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/secret"
 	"github.com/stileproject/stile/internal/store"
 	"github.com/stileproject/stile/internal/wasm"
@@ -102,16 +105,50 @@ func (r *URLRequest) stale(fetched time.Time) bool {
 func (c *Contents) fetchURL(ctx context.Context, k itemKey, r URLRequest) (store.Record, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	body, err := c.fetcher.Download(ctx, r.URL, r.Trust)
+	start := time.Now()
+	had, tag := c.had(k)
+	body, tag, err := c.download(ctx, r, tag)
 	if err != nil {
 		return store.Record{}, err
+	}
+	if body == nil { // what came last is what would come now
+		had.At = start
+		if err := c.store.Put(had); err != nil {
+			return store.Record{}, err
+		}
+		return had, nil
 	}
 	defer func() { _ = body.Close() }()
 	limits := wasm.Limits{Module: c.config.MaxModule}
 	return c.take(ctx, taking{
 		blob: limited(body, limits.Most()), abandon: cancel, form: wasm.FormAny, limits: limits, namespace: r.Namespace, sha256: r.SHA256,
-		record: store.Record{Source: k.source, Name: k.name}, pin: r.SHA256 == "",
+		record: store.Record{Source: k.source, Name: k.name}, pin: r.SHA256 == "", facts: moduleFacts{Tag: tag},
 	})
+}
+
+// had returns what the URL delivered last and its tag, which is empty unless that is
+// still whole here.
+func (c *Contents) had(k itemKey) (r store.Record, tag string) {
+	var f moduleFacts
+	r, ok := c.store.Get(k.source, k.name)
+	if !ok || k.name != latest || !c.store.Has(r.Module) || json.Unmarshal(r.Data, &f) != nil {
+		return r, ""
+	}
+	return r, f.Tag
+}
+
+// unlesser is what a Fetcher may have besides: a download of what is no longer the
+// version with a tag.
+type unlesser interface {
+	DownloadUnless(ctx context.Context, rawURL string, trust oci.Trust, tag string) (io.ReadCloser, string, error)
+}
+
+func (c *Contents) download(ctx context.Context, r URLRequest, tag string) (io.ReadCloser, string, error) {
+	if f, ok := c.fetcher.(unlesser); ok {
+		return f.DownloadUnless(ctx, r.URL, r.Trust, tag)
+	}
+	body, err := c.fetcher.Download(ctx, r.URL, r.Trust)
+	return body, "", err
 }
 
 // printable names the item's source for a log: a URL without its query values.

@@ -90,9 +90,20 @@ func (v *verified) Close() error { return v.body.Close() }
 // decompressed and not verified: the caller limits and verifies them. A body that
 // breaks off is an error and no io.EOF.
 func (c *Client) Download(ctx context.Context, rawURL string, t Trust) (io.ReadCloser, error) {
+	body, _, err := c.DownloadUnless(ctx, rawURL, t, "")
+	return body, err
+}
+
+// maxTag bounds the ETag that is believed to be one.
+const maxTag = 256
+
+// DownloadUnless is Download of what is no longer the version with the tag, which an
+// earlier call returned: the body is nil if it still is. An empty tag downloads in any
+// case; the tag returned is empty if the server gives none.
+func (c *Client) DownloadUnless(ctx context.Context, rawURL string, t Trust, tag string) (io.ReadCloser, string, error) {
 	u, err := parseURL(rawURL)
 	if err != nil {
-		return nil, in("download", "", err)
+		return nil, "", in("download", "", err)
 	}
 	name := u.Scheme + "://" + hostOf(u) + u.EscapedPath()
 	if u.RawQuery != "" {
@@ -101,18 +112,29 @@ func (c *Client) Download(ctx context.Context, rawURL string, t Trust) (io.ReadC
 	u.Fragment = ""
 	s, err := c.session(hostOf(u), Credential{}, t)
 	if err != nil {
-		return nil, in("download", name, err)
+		return nil, "", in("download", name, err)
 	}
-	a, err := s.send(ctx, call{method: http.MethodGet, url: u, redirects: true, stream: true})
+	q := call{method: http.MethodGet, url: u, redirects: true, stream: true}
+	if tag != "" {
+		q.header = http.Header{"If-None-Match": {tag}}
+	}
+	a, err := s.send(ctx, q)
 	if err != nil {
-		return nil, in("download", name, err)
+		return nil, "", in("download", name, err)
+	}
+	if a.StatusCode == http.StatusNotModified && tag != "" {
+		_ = a.Body.Close()
+		return nil, tag, nil
 	}
 	if a.StatusCode != http.StatusOK {
 		e := refusal(a)
 		_ = a.Body.Close()
-		return nil, in("download", name, e)
+		return nil, "", in("download", name, e)
 	}
-	return &named{name: name, ReadCloser: a.Body}, nil
+	if tag = a.Header.Get("ETag"); len(tag) > maxTag {
+		tag = ""
+	}
+	return &named{name: name, ReadCloser: a.Body}, tag, nil
 }
 
 // named gives the errors of a download their name.

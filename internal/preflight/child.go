@@ -31,7 +31,7 @@ var ready atomic.Bool
 // does that and ends the process; in every other it does nothing.
 func Child() {
 	if len(os.Args) == 1 && os.Args[0] == childName {
-		os.Exit(child(os.Stdin, os.Stdout))
+		os.Exit(child(os.Stdin, os.Stdout)) //nolint:forbidigo // this process is for that alone
 	}
 	ready.Store(true)
 }
@@ -82,7 +82,7 @@ func child(in io.Reader, out io.Writer) int {
 	}
 	go func() { // whoever started this holds the other end; without them nobody wants the answer
 		_, _ = io.Copy(io.Discard, input)
-		os.Exit(3)
+		os.Exit(3) //nolint:forbidigo // in the process that is for one module
 	}()
 	answer, err := json.Marshal(try(module, o))
 	if err == nil {
