@@ -58,7 +58,7 @@ func engineConfig(cfg *v1alpha1.Config, root secret.Root, log *slog.Logger) engi
 		RootNamespace: cfg.RootNamespace, EnvoyDefault: cfg.Envoy.Default, Nodes: cfg.Envoy.Nodes, Anchors: cfg.Envoy.Anchors,
 		ModulesURL: cfg.Modules.URL, Runtime: cfg.Wasm.Runtime, HostEnvAllow: cfg.Wasm.HostEnvAllow,
 		OnRevoked: cfg.Access.OnRevoked, WarmHold: cfg.XDS.WarmHold.Duration, Rotation: cfg.Access.Rotation.Duration,
-		RefreshAlways: cfg.Fetch.RefreshAlways.Duration,
-		Fingerprints:  root.Key(secret.ForFingerprints), URLs: root.Key(secret.ForURLs), Log: log,
+		RefreshAlways: cfg.Fetch.RefreshAlways.Duration, Preflight: cfg.Wasm.Preflight,
+		Fingerprints: root.Key(secret.ForFingerprints), URLs: root.Key(secret.ForURLs), Log: log,
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/stileproject/stile/internal/content"
 	"github.com/stileproject/stile/internal/engine"
 	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/preflight"
 	"github.com/stileproject/stile/internal/secret"
 	"github.com/stileproject/stile/internal/source/file"
 	"github.com/stileproject/stile/internal/store"
@@ -105,6 +106,7 @@ type service struct {
 	source   *file.Source
 	engine   *engine.Engine
 	state    *state
+	trials   *preflight.Trials // nil: modules are not tried
 	servers  []server
 
 	closers []func() error
@@ -126,9 +128,6 @@ func (s *service) close() error {
 func (s *service) check() error {
 	if s.cfg.Resources.Kubernetes != nil {
 		return fail(Usage, errors.New("resources.kubernetes: this version reads resources from a folder"), "set resources.directory, or --resources")
-	}
-	if p := s.cfg.Wasm.Preflight; p != v1alpha1.PreflightOff {
-		return fail(Usage, fmt.Errorf("wasm.preflight: %s: this version starts no modules before they ship", p), `set it to off; "stile check --plugin-config" tries one module`)
 	}
 	if s.cfg.Placement.Enabled {
 		return fail(Usage, errors.New("placement.enabled: this version places no pods"), "set it to false")
@@ -287,9 +286,12 @@ func (s *service) openRooms() error {
 	s.state = newState(s.cfg.Store.Directory, s.root.Box(secret.ForState), s.log)
 	remembering := engineConfig(s.cfg, s.root, s.log)
 	remembering.Memory = s.state
-	s.engine = engine.New(remembering, engine.Rooms{
-		Gate: s.gate, Contents: s.contents, Proxies: s.proxies, Registries: s.client,
-	})
+	rooms := engine.Rooms{Gate: s.gate, Contents: s.contents, Proxies: s.proxies, Registries: s.client}
+	if s.cfg.Wasm.Preflight != v1alpha1.PreflightOff {
+		s.trials = preflight.New(preflight.Config{Log: s.log, Registerer: s.metrics})
+		rooms.Trials = s.trials
+	}
+	s.engine = engine.New(remembering, rooms)
 	return nil
 }
 
@@ -325,6 +327,9 @@ func (s *service) run(ctx context.Context) error {
 	room("access", s.gate.Run)
 	room("content", s.contents.Run)
 	room("state", s.state.Run)
+	if s.trials != nil {
+		room("preflight", s.trials.Run)
+	}
 	room("engine", func(ctx context.Context) error { return s.engine.Run(ctx, s.source.Worlds()) })
 	for _, one := range s.servers {
 		group.Go(func() error {

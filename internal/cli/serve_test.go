@@ -253,7 +253,6 @@ func TestServe_BadInput(t *testing.T) {
 		"audit unwritable":    {[]string{"--audit-file", file + "/x"}, Failed, []string{"audit.file", "--audit-file"}},
 		"configuration":       {[]string{"--config", missing}, Usage, []string{missing, "--config"}},
 		"bad value":           {[]string{"--access-recheck", "often"}, Usage, []string{"--access-recheck: access.recheck"}},
-		"preflight":           {[]string{"--wasm-preflight", "enforce"}, Usage, []string{"wasm.preflight", "stile check"}},
 		"placement":           {[]string{"--placement-enabled"}, Usage, []string{"placement.enabled"}},
 		"tls files":           {[]string{"--xds-tls-cert-file", missing, "--xds-tls-key-file", missing}, Usage, []string{"xds.tls", missing}},
 	} {

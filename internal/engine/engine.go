@@ -54,6 +54,9 @@ type Config struct {
 	Fingerprints secret.Key
 	// URLs is the key of the unguessable part of module URLs.
 	URLs secret.Key
+	// Preflight says whether modules are tried before they ship: v1alpha1.PreflightOff
+	// (default), PreflightWarn or PreflightEnforce.
+	Preflight string
 	// Memory keeps what must be known again after a restart; nil: nothing is.
 	Memory Memory
 	// Log receives what happens; nil discards it.
@@ -67,6 +70,8 @@ type Gate interface {
 	Release(access.Holder)
 	Forget(secret.Fingerprint, access.Holder)
 	Changes() <-chan struct{}
+	Opened(access.Proof)
+	Closed(access.Proof)
 }
 
 // Contents is what the engine asks of package content. No method of the loop waits;
@@ -93,8 +98,9 @@ type Registries interface {
 	Trust(host, namespace string) (oci.Trust, error)
 }
 
-// Rooms are the parts that the engine joins. All are required.
+// Rooms are the parts that the engine joins. All but Trials are required.
 type Rooms struct {
+	Trials     Trials // nil: no module is tried
 	Gate       Gate
 	Contents   Contents
 	Proxies    Proxies
@@ -173,7 +179,11 @@ func (e *Engine) Run(ctx context.Context, worlds <-chan *source.World) error {
 		holdOff = stopped(time.NewTimer(0))
 		wake    = stopped(time.NewTimer(0)) // the earliest deadline of any plugin
 		waiting bool
+		tried   <-chan struct{}
 	)
+	if e.rooms.Trials != nil {
+		tried = e.rooms.Trials.Changes()
+	}
 	defer holdOff.Stop()
 	defer wake.Stop()
 	mark := func() {
@@ -197,6 +207,9 @@ func (e *Engine) Run(ctx context.Context, worlds <-chan *source.World) error {
 			due.facts = true
 			mark()
 		case <-e.rooms.Contents.Changes():
+			due.facts = true
+			mark()
+		case <-tried:
 			due.facts = true
 			mark()
 		case now := <-wake.C:

@@ -55,13 +55,16 @@ type download struct {
 	sha256 string
 }
 
-func (t *tokens) set(token string, k plugin.Key, v *version) {
+// set opens a token, or gives it another version; it returns what it opened before.
+func (t *tokens) set(token string, k plugin.Key, v *version) (before opening) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.open == nil {
 		t.open = map[string]opening{}
 	}
+	before = t.open[token]
 	t.open[token] = opening{k, v}
+	return before
 }
 
 func (t *tokens) count(d download, by int64) int64 {
@@ -84,13 +87,13 @@ func (t *tokens) forget(k plugin.Key) {
 	maps.DeleteFunc(t.downloads, func(d download, _ int64) bool { return d.plugin == k })
 }
 
-func (t *tokens) close(token string) {
-	if token == "" {
-		return
-	}
+// close closes a token; it returns what it opened.
+func (t *tokens) close(token string) (before opening) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	before = t.open[token]
 	delete(t.open, token)
+	return before
 }
 
 func (t *tokens) get(token string) (opening, bool) {
@@ -117,10 +120,30 @@ func (e *Engine) module(ps *pluginState) xds.Delivery {
 	d := how(ps.good)
 	if d.Mode == xds.Remote {
 		ps.token = e.token(ps, ps.epoch)
-		e.tokens.set(ps.token, ps.key, ps.good)
+		e.openURL(ps)
 		d.URL = e.moduleURL(ps.token)
 	}
 	return d
+}
+
+// openURL lets the URL of what the plugin runs be asked for.
+func (e *Engine) openURL(ps *pluginState) {
+	before := e.tokens.set(ps.token, ps.key, ps.good)
+	if before.version != nil && before.proof == ps.good.proof {
+		return
+	}
+	if before.version != nil {
+		e.rooms.Gate.Closed(before.proof)
+	}
+	e.rooms.Gate.Opened(ps.good.proof)
+}
+
+// closeURL ends that.
+func (e *Engine) closeURL(ps *pluginState) {
+	if before := e.tokens.close(ps.token); before.version != nil {
+		e.rooms.Gate.Closed(before.proof)
+	}
+	ps.token = ""
 }
 
 // kept is how what runs was last delivered: under the epoch before the right ended.

@@ -48,6 +48,7 @@ type pluginState struct {
 
 	runs       *RememberedVersion // of runsOf, as it was last remembered
 	runsOf     *version
+	warned     string    // the module that a warning of its trial was logged of
 	wake       time.Time // when to decide again at the latest; zero: never
 	conditions []Condition
 }
@@ -226,7 +227,7 @@ func (e *Engine) release(ps *pluginState) {
 	for _, lastGood := range []bool{false, true} {
 		e.rooms.Gate.Release(access.Holder{Namespace: ps.key.Namespace, Name: ps.key.Name, LastGood: lastGood})
 	}
-	e.tokens.close(ps.token)
+	e.closeURL(ps)
 	e.tokens.forget(ps.key)
 }
 
@@ -281,8 +282,7 @@ func (e *Engine) take(ps *pluginState, v *version) {
 		return
 	}
 	if ps.good != nil && ps.good.module.SHA256 != v.module.SHA256 {
-		e.tokens.close(ps.token)
-		ps.token = ""
+		e.closeURL(ps)
 	}
 	ps.good = v
 	ps.rotatedAt = time.Time{}
@@ -353,8 +353,7 @@ func (e *Engine) lastGood(ps *pluginState) (access.Request, bool) {
 func (e *Engine) end(ps *pluginState, ended bool) {
 	if ended && !ps.ended {
 		ps.epoch++ // the URLs given out are closed, and the next ones differ
-		e.tokens.close(ps.token)
-		ps.token = ""
+		e.closeURL(ps)
 		e.log.Warn("right ended", "plugin", ps.key, "reason", ps.outcome.reason)
 	}
 	ps.ended = ended

@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/stileproject/stile/api/v1alpha1"
@@ -94,6 +95,9 @@ func (e *Engine) resolve(ps *pluginState, now time.Time) outcome {
 	if o, wrong := o.wrongType(spec, module); wrong {
 		return o
 	}
+	if o, held := e.tried(ps, o, module, func() (io.ReadSeekCloser, error) { return e.rooms.Contents.Open(proof) }); held {
+		return o
+	}
 	o.version = &version{spec: spec, image: o.image, module: module, proof: proof, owner: c.credentials.Fingerprint()}
 	if o.tagGone {
 		return o.because(ready, v1alpha1.ReasonTagGone, "tag %s is gone from the registry; what runs is pinned to %s", c.url.Image, o.image.Digest())
@@ -116,6 +120,9 @@ func (e *Engine) resolveURL(ps *pluginState, now time.Time) outcome {
 		return outcome{}.contentIs(err)
 	}
 	if o, wrong := (outcome{}).wrongType(ps.spec, module); wrong {
+		return o
+	}
+	if o, held := e.tried(ps, outcome{}, module, func() (io.ReadSeekCloser, error) { return e.rooms.Contents.OpenURL(req) }); held {
 		return o
 	}
 	o := outcome{version: &version{spec: ps.spec, module: module, source: req}}
