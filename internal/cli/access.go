@@ -116,7 +116,7 @@ func (c *client) ask(ctx context.Context, log *slog.Logger, ref oci.Reference, c
 		return access.Proof{}, access.Verdict{}, err
 	}
 	gate := access.New(c.Client, gateConfig(c.config.Config, log, nil, nil))
-	running, stop := context.WithCancel(ctx)
+	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // who waits is told that ctx ended, not that the gate did
 	ended := make(chan error, 1)
 	go func() { ended <- gate.Run(running) }()
 	proof, verdict, err := gate.Prove(ctx, access.Request{Image: ref, Credentials: credentials, Trust: trust})

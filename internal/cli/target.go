@@ -115,7 +115,7 @@ func (in *registryInput) openBench(ctx context.Context, a *app, t target) (conte
 		InlineMax: -1, MaxModule: int64(cfg.Fetch.MaxModuleSize), Timeout: cfg.Fetch.Timeout.Duration, Log: log,
 	})
 	ctx = oci.WithCounter(ctx, &b.requests)
-	running, stop := context.WithCancel(ctx)
+	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // who waits is told that ctx ended, not that the gate did
 	var rooms sync.WaitGroup
 	rooms.Go(func() { _ = b.gate.Run(running) })
 	b.close = func() {

@@ -113,7 +113,7 @@ func (t *translate) offlineResolver(ctx context.Context) (context.Context, *reso
 	gateSettings.Attempts = 1
 	r.gate = access.New(nobody, gateSettings)
 	r.contents = content.New(kept, nobody, content.Config{InlineMax: -1, MaxModule: int64(cfg.Fetch.MaxModuleSize), Keys: storeKeys(cfg), Log: log})
-	running, stop := context.WithCancel(ctx)
+	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // who waits is told that ctx ended, not that the gate did
 	var rooms sync.WaitGroup
 	rooms.Go(func() { _ = r.gate.Run(running) })
 	r.close = func() {
