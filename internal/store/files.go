@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 )
 
 // files is the disk as the store uses it: names are relative, and nothing is certain
@@ -20,6 +21,8 @@ type files interface {
 	Mkdir(name string) error // succeeds if there is one
 	SyncDir(name string) error
 	ReadDir(name string) ([]entry, error)
+	// Stamp sets the time of the last change of a file; it need not last.
+	Stamp(name string, at time.Time) error
 	Close() error
 }
 
@@ -115,6 +118,8 @@ func (d *disk) SyncDir(name string) error {
 	}
 	return errors.Join(f.Sync(), f.Close())
 }
+
+func (d *disk) Stamp(name string, at time.Time) error { return d.root.Chtimes(name, at, at) }
 
 func (d *disk) ReadDir(name string) ([]entry, error) {
 	f, err := d.root.Open(name)

@@ -168,7 +168,7 @@ func (s *Store) loadModules() (map[string]bool, error) {
 			continue
 		}
 		s.adopt(&module{
-			sha256: e.name, size: e.size, used: time.Unix(e.unix, 0),
+			sha256: e.name, size: e.size, used: time.Unix(e.unix, 0), stamped: time.Unix(e.unix, 0),
 			namespaces: map[string]bool{}, records: map[recordKey]bool{},
 		})
 		found[e.name] = true

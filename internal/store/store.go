@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path"
 	"path/filepath"
 	"sync"
 	"time"
@@ -98,6 +99,7 @@ type module struct {
 	sha256     string
 	size       int64
 	used       time.Time
+	stamped    time.Time       // what the time of its file says of used
 	namespaces map[string]bool // who is charged for it
 	records    map[recordKey]bool
 	pins       int           // openings and commits under way
@@ -156,7 +158,33 @@ func (s *Store) Close() error {
 	if closed {
 		return nil
 	}
+	s.keepTimes()
 	return s.files.Close()
+}
+
+// keepTimes keeps when modules were last used beyond this process, in the times of their
+// files: else a restart would take for idle what was merely fetched long ago.
+func (s *Store) keepTimes() {
+	if s.options.ReadOnly {
+		return
+	}
+	s.mu.Lock()
+	used := map[string]time.Time{}
+	now := time.Now()
+	for digest, m := range s.modules {
+		if s.leased[digest] {
+			m.used = now // it is still
+		}
+		if m.used.Sub(m.stamped) > time.Minute {
+			used[digest] = m.used
+		}
+	}
+	s.mu.Unlock()
+	for digest, at := range used {
+		if err := s.files.Stamp(path.Join(dirModules, digest), at); err != nil {
+			s.log.Debug("store: when a module was used cannot be kept", "sha256", digest, "error", err)
+		}
+	}
 }
 
 // Get returns the record of what source delivered under name. From memory.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -216,5 +217,28 @@ func TestStore_RecordsOfAnotherKeyAreDropped(t *testing.T) {
 	s = open(t, dir, store.Options{Keys: []secret.Key{key(3)}})
 	if s.Has(d) {
 		t.Fatal("adopted from whoever wrote it")
+	}
+}
+
+// What was used before a restart does not give way to what was merely fetched later.
+func TestStore_WhatWasUsedIsKnownAfterARestart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir, store.Options{})
+	a, b := mustWrite(t, s, "ns", "src/a", bytes.Repeat([]byte("a"), 1000)), mustWrite(t, s, "ns", "src/b", bytes.Repeat([]byte("b"), 1000))
+	mustDo(t, s.Close())
+	for digest, age := range map[string]time.Duration{a: 48 * time.Hour, b: 24 * time.Hour} {
+		at := time.Now().Add(-age)
+		mustDo(t, os.Chtimes(filepath.Join(dir, store.Folder, store.DirModules, digest), at, at))
+	}
+	s = open(t, dir, store.Options{})
+	if _, err := read(s, a); err != nil {
+		t.Fatal(err)
+	}
+	mustDo(t, s.Close())
+	s = open(t, dir, store.Options{MaxSize: 2500})
+	mustWrite(t, s, "ns", "src/c", bytes.Repeat([]byte("c"), 1000))
+	if !s.Has(a) || s.Has(b) {
+		t.Errorf("a, just used, is there: %v; b, not used for a day: %v", s.Has(a), s.Has(b))
 	}
 }

@@ -117,6 +117,7 @@ func (w *Writer) Commit(records ...Record) (string, error) {
 		s.size += w.size
 	}
 	m.used = time.Now()
+	m.stamped = m.used
 	m.verified = "" // another file
 	m.pins++
 	s.charge(m, w.namespace)
