@@ -60,7 +60,7 @@ func (a *authority) issue(template *x509.Certificate) (certificate, private stri
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	template.SerialNumber, template.Subject = serial, pkix.Name{CommonName: "test"}
+	template.SerialNumber, template.Subject = serial, pkix.Name{CommonName: "test " + serial.String()} // one equal to its issuer's would be self-signed
 	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 	parent, signer := a.cert, a.key
 	if parent == nil {
