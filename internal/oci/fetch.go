@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"regexp"
 )
 
 // Blob opens the blob d of r's repository. The reader verifies: the Read that would
@@ -94,8 +95,8 @@ func (c *Client) Download(ctx context.Context, rawURL string, t Trust) (io.ReadC
 	return body, err
 }
 
-// maxTag bounds the ETag that is believed to be one.
-const maxTag = 256
+// tagForm is that of an ETag that can be sent back.
+var tagForm = regexp.MustCompile(`^(W/)?"[!#-~]{0,256}"$`)
 
 // DownloadUnless is Download of what is no longer the version with the tag, which an
 // earlier call returned: the body is nil if it still is. An empty tag downloads in any
@@ -131,7 +132,7 @@ func (c *Client) DownloadUnless(ctx context.Context, rawURL string, t Trust, tag
 		_ = a.Body.Close()
 		return nil, "", in("download", name, e)
 	}
-	if tag = a.Header.Get("ETag"); len(tag) > maxTag {
+	if tag = a.Header.Get("ETag"); !tagForm.MatchString(tag) {
 		tag = ""
 	}
 	return &named{name: name, ReadCloser: a.Body}, tag, nil
