@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -56,7 +58,7 @@ func (s *shelf) OpenModule(t string) (io.ReadSeekCloser, Module, error) {
 }
 
 // start serves s over real HTTP.
-func start(t *testing.T, s *shelf, o Options) string {
+func start(t *testing.T, s Opener, o Options) string {
 	t.Helper()
 	server := httptest.NewServer(New(s, o))
 	t.Cleanup(server.Close)
@@ -193,6 +195,78 @@ func (b *breaking) Read(p []byte) (int, error) {
 	n, err := b.ReadSeeker.Read(p[:min(len(p), b.after)])
 	b.after -= n
 	return n, err
+}
+
+// fileShelf opens a file of the disk.
+type fileShelf struct {
+	path   string
+	stands func() bool
+}
+
+func (s fileShelf) OpenModule(string) (io.ReadSeekCloser, Module, error) {
+	f, err := os.Open(s.path)
+	if err != nil {
+		return nil, Module{}, err
+	}
+	info, err := f.Stat()
+	return f, Module{Plugin: "team-a/auth", SHA256: sum, Size: info.Size(), Stands: s.stands}, err
+}
+
+func newFileShelf(t testing.TB, size int) fileShelf {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "module")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("0123456789abcdef"), size/16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return fileShelf{path: path}
+}
+
+// A file goes to the connection without a copy, and the right is asked for as often.
+func TestServe_AFileIsGuardedAsWell(t *testing.T) {
+	t.Parallel()
+	const size = 5 * step
+	var asked, downloads atomic.Int32
+	s := newFileShelf(t, size)
+	want, err := os.ReadFile(s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.stands = func() bool { asked.Add(1); return true }
+	url := start(t, s, Options{Downloaded: func(Module) { downloads.Add(1) }})
+	body, err := io.ReadAll(get(t, "GET", url+PathPrefix+token).Body)
+	if err != nil || !bytes.Equal(body, want) {
+		t.Errorf("%d bytes, %v", len(body), err)
+	}
+	if n := asked.Load(); n != 6 { // at the request, and for each MiB
+		t.Errorf("the right was asked for %d times", n)
+	}
+	part, err := io.ReadAll(get(t, "GET", url+PathPrefix+token, "Range", "bytes=1048570-2097160").Body)
+	if err != nil || !bytes.Equal(part, want[1048570:2097161]) {
+		t.Errorf("a range: %d bytes, %v", len(part), err)
+	}
+
+	asked.Store(0)
+	s.stands = func() bool { return asked.Add(1) <= 3 }
+	url = start(t, s, Options{Downloaded: func(Module) { downloads.Add(1) }})
+	if n, err := io.Copy(io.Discard, get(t, "GET", url+PathPrefix+token).Body); err == nil || n > 2*step {
+		t.Errorf("the right ended after two MiB: %d bytes, %v", n, err)
+	}
+
+	short := s
+	asked.Store(0)
+	short.stands = func() bool {
+		if asked.Add(1) == 3 { // its first MiB is sent
+			_ = os.Truncate(s.path, 3*step)
+		}
+		return true
+	}
+	url = start(t, short, Options{Downloaded: func(Module) { downloads.Add(1) }})
+	if _, err := io.Copy(io.Discard, get(t, "GET", url+PathPrefix+token).Body); err == nil {
+		t.Error("a file that became shorter ended as if it were whole")
+	}
+	if n := downloads.Load(); n != 1 {
+		t.Errorf("%d downloads", n)
+	}
 }
 
 func TestServe_BrokenFileIsCutOff(t *testing.T) {

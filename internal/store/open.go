@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"syscall"
 	"time"
 )
 
@@ -16,6 +17,15 @@ type File struct {
 	file
 	// Size is the module's size in bytes.
 	Size int64
+}
+
+// SyscallConn lets the system send the file without its bytes passing through this
+// program. An error says that this file cannot be sent so.
+func (f *File) SyscallConn() (syscall.RawConn, error) {
+	if c, ok := f.file.(syscall.Conn); ok {
+		return c.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
 }
 
 // Open opens a module and verifies it: its bytes are hashed unless they were since
