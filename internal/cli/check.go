@@ -2,12 +2,14 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
 
 	"github.com/stileproject/stile/api/v1alpha1"
+	"github.com/stileproject/stile/internal/content"
 	"github.com/stileproject/stile/internal/wasm"
 )
 
@@ -107,7 +109,15 @@ func (a *app) examine(ctx context.Context, in *registryInput, t target, bytes bo
 	}
 	defer b.close()
 	m, err := b.fetch(ctx, in, a, t, "")
-	if err != nil && len(m.Findings) == 0 {
+	problem, isProblem := errors.AsType[*content.Problem](err)
+	switch {
+	case isProblem && len(m.Findings) == 0 && problem.Reason == content.ReasonModuleInvalid:
+		// An image without a module, or with one that cannot be unpacked: that is what is wrong.
+		m.Findings = []wasm.Finding{{
+			Severity: wasm.SeverityError, Reason: problem.Reason, Message: problem.Message,
+			Fix: "push the module with: stile push FILE IMAGE --layout artifact",
+		}}
+	case err != nil && len(m.Findings) == 0:
 		return examined{}, contentFailure(err)
 	}
 	e := examined{module: m.Info, findings: m.Findings}

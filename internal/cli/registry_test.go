@@ -237,6 +237,13 @@ func TestPushPullInspectCheck(t *testing.T) {
 			}
 			r.stile("check", r.image(":v1"), "--type", "NETWORK", "--authfile", r.good).want(t, Findings)
 
+			text := write(t, folder, "text.wasm", "(module)")
+			r.stile("push", text, r.image(":text"), "--layout", layout, "--authfile", r.good).want(t, OK)
+			checked = decode[checkReport](t, r.stile("check", r.image(":text"), "--authfile", r.good, "-o", "json").want(t, Findings).stdout)
+			if len(checked.Findings) == 0 || checked.Findings[0].Severity != "error" {
+				t.Errorf("an image without a module: %+v", checked)
+			}
+
 			// Who may not read it gets nothing, and no file.
 			other := filepath.Join(folder, "other.wasm")
 			r.stile("pull", r.image(":v1"), "--output", other, "--authfile", r.bad).want(t, Unauthorized)
