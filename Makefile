@@ -23,7 +23,7 @@ LINT         := $(CACHE)/tools/golangci-lint-$(LINT_VERSION)-$(shell go env GOVE
 envoy = if [ -z "$${STILE_NO_ENVOY:-}" ]; then STILE_ENVOY=$$(test/envoy/fetch.sh); export STILE_ENVOY; fi
 each  = for module in $(NESTED); do echo "== $$module"; (cd "$$module" && $(1)); done
 
-.PHONY: help build test lint generate verify e2e deflake bench fuzz vuln
+.PHONY: help build test lint generate verify e2e deflake bench fuzz vuln soak
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +61,7 @@ e2e: ## the demo with the sandbox proxy and with a real Envoy, then the real-Env
 	go run ./cmd/stile demo --once --proxy sandbox -o json
 	@$(envoy); set -x; \
 	go run ./cmd/stile demo --once --proxy envoy -o json; \
-	go test -count=1 -timeout=20m ./test/envoy/...
+	go test -count=1 -timeout=20m ./test/envoy/... ./test/e2e/...
 
 deflake: ## the tests COUNT times over, shuffled: make deflake PKG=./internal/access COUNT=100
 	@$(envoy); race=$$(tools/race.sh); set -x; \
@@ -69,6 +69,9 @@ deflake: ## the tests COUNT times over, shuffled: make deflake PKG=./internal/ac
 
 bench: ## the benchmarks: make bench PKG=./internal/access
 	go test -run='^$$' -bench=. -benchmem -timeout=60m $(PKG)
+
+soak: ## slow, and no part of CI: proxies come, go and refuse for SOAK (10m), and nothing grows
+	STILE_SOAK=$(or $(SOAK),10m) go test -count=1 -run='^TestSoak$$' -v -timeout=60m ./internal/xds
 
 fuzz: ## each fuzz target for FUZZTIME
 	@for dir in $$(grep -rlE '^func Fuzz[A-Z]' --include='*_test.go' internal api cmd 2>/dev/null | xargs -r -n1 dirname | sort -u); do \

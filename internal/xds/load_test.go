@@ -20,7 +20,6 @@ import (
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/stileproject/stile/api/v1alpha1"
@@ -32,7 +31,9 @@ import (
 // The load test: 10,000 proxies in 100 groups of 10 plugins each, the proxies in a process of
 // their own. It runs where STILE_LOAD is the number of proxies:
 //
-//	STILE_LOAD=10000 go test ./internal/xds -run TestLoad -v -timeout 20m
+//	STILE_LOAD=9900 go test ./internal/xds -run 'TestLoad$' -v -timeout 20m
+//
+// STILE_LOAD_TLS=1 has every proxy come with a certificate. Each process needs a descriptor for each proxy.
 
 const (
 	loadGroups  = 100
@@ -74,7 +75,14 @@ func TestLoad(t *testing.T) {
 		t.Fatal(problems)
 	}
 	server := xds.NewServer(xds.Options{})
-	g := grpc.NewServer(xds.ServerOptions()...)
+	options := xds.ServerOptions()
+	if os.Getenv("STILE_LOAD_TLS") != "" {
+		folder := t.TempDir()
+		t.Setenv("STILE_LOAD_TLS", folder)
+		loadCertificates(t, folder)
+		options = append(options, grpc.Creds(loadCredentials(folder, true)))
+	}
+	g := grpc.NewServer(options...)
 	server.Register(g)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -179,7 +187,6 @@ type loadClient struct {
 	node      plugin.Node
 	have      map[string]map[string]string
 	resources int
-	bytes     int64
 	cancel    context.CancelFunc
 	conn      *grpc.ClientConn
 }
@@ -194,7 +201,7 @@ func loadClients(n int, address string) {
 	var received atomic.Int64
 	var mu sync.Mutex
 	var times []int64
-	started := time.Now()
+	var started time.Time
 	each := func(first bool) {
 		limit := make(chan struct{}, 64)
 		var wg sync.WaitGroup
@@ -261,8 +268,8 @@ func loadClients(n int, address string) {
 }
 
 func (c *loadClient) open(address string, first bool, got func(*discoveryv3.DeltaDiscoveryResponse), done func()) {
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithReadBufferSize(2<<10), grpc.WithWriteBufferSize(2<<10), grpc.WithSharedWriteBuffer(true))
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(loadCredentials(os.Getenv("STILE_LOAD_TLS"), false)),
+		grpc.WithReadBufferSize(2<<10), grpc.WithWriteBufferSize(2<<10))
 	if err != nil {
 		panic(err)
 	}

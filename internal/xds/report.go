@@ -180,7 +180,7 @@ func hidden(m protoreflect.Message, f protoreflect.FieldDescriptor, v protorefle
 				list.List().AppendMutable()
 				continue
 			}
-			list.List().Append(hiddenScalar(f, v))
+			list.List().Append(hiddenScalar(f))
 		}
 		return list
 	case f.IsMap():
@@ -188,11 +188,11 @@ func hidden(m protoreflect.Message, f protoreflect.FieldDescriptor, v protorefle
 	case f.Message() != nil:
 		return protoreflect.ValueOfMessage(hiddenMessage(v.Message()))
 	default:
-		return hiddenScalar(f, v)
+		return hiddenScalar(f)
 	}
 }
 
-func hiddenScalar(f protoreflect.FieldDescriptor, v protoreflect.Value) protoreflect.Value {
+func hiddenScalar(f protoreflect.FieldDescriptor) protoreflect.Value {
 	switch f.Kind() {
 	case protoreflect.StringKind:
 		return protoreflect.ValueOfString(redacted)

@@ -70,7 +70,8 @@ type group struct {
 // NewServer returns a server that is ready to Register. Close it when its gRPC server has stopped.
 func NewServer(o Options) *Server {
 	s := &Server{
-		log: o.Log, authorize: o.Authorize, now: time.Now, salt: 1000 + rand.IntN(50_000),
+		log: o.Log, authorize: o.Authorize, now: time.Now, salt: 1000 + rand.IntN(50_000), //nolint:gosec // no secret: it shall differ from other processes'
+
 		events: newEventQueue(), stop: make(chan struct{}),
 		streams: map[StreamID]*stream{}, groups: map[string]*group{},
 		counts: map[string]*Counts{}, carriers: map[string]int{},

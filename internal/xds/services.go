@@ -108,7 +108,6 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.ConnectionTimeout(20 * time.Second),
 		grpc.ReadBufferSize(bufferSize),
 		grpc.WriteBufferSize(bufferSize),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time:                  time.Minute,
 			Timeout:               20 * time.Second,

@@ -29,13 +29,13 @@ func validateMessage(m proto.Message, path string) []finding {
 
 type validator struct{ findings []finding }
 
-func (v *validator) add(path, reason, format string, args ...any) {
-	v.findings = append(v.findings, finding{path: path, reason: reason, message: fmt.Sprintf(format, args...)})
+func (v *validator) add(path, format string, args ...any) {
+	v.findings = append(v.findings, finding{path: path, reason: "Invalid", message: fmt.Sprintf(format, args...)})
 }
 
 func (v *validator) message(m proto.Message, path string, depth int) {
 	if depth > maxAnyDepth {
-		v.add(path, "Invalid", "too many messages packed in one another")
+		v.add(path, "too many messages packed in one another")
 		return
 	}
 	if err := validateAll(m); err != nil {
@@ -75,7 +75,7 @@ func (v *validator) rules(d protoreflect.MessageDescriptor, err error, path stri
 	}
 	e, ok := errors.AsType[ruleError](err)
 	if !ok {
-		v.add(path, "Invalid", "%v", err)
+		v.add(path, "%v", err)
 		return
 	}
 	at, inner := fieldPath(d, e.Field(), path)
@@ -87,7 +87,7 @@ func (v *validator) rules(d protoreflect.MessageDescriptor, err error, path stri
 			return
 		}
 	}
-	v.add(at, "Invalid", "%s", e.Reason())
+	v.add(at, "%s", e.Reason())
 }
 
 // fieldPath turns the Go name of a field, with its index, into the name in YAML, and returns
@@ -175,7 +175,7 @@ func (v *validator) packed(a *anypb.Any, path string, depth int) {
 	typed, err := fromStruct(url, value)
 	switch {
 	case err != nil:
-		v.add(join(path, "value"), "Invalid", "%v", cleanJSONError(err))
+		v.add(join(path, "value"), "%v", cleanJSONError(err))
 	case typed != nil:
 		v.message(typed, join(path, "value"), depth+1)
 	}

@@ -72,7 +72,7 @@ func (w *watch) describeAfter(a *answer) string {
 }
 
 func describeOne(h holding) describedVersion {
-	v := describedVersion{bits: versionBits(h.version), try: uint16(min(h.try, describedPlain-1))}
+	v := describedVersion{bits: versionBits(h.version), try: uint16(min(h.try, describedPlain-1))} //nolint:gosec // it fits
 	if h.plain {
 		v.try = describedPlain
 	}

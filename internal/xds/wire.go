@@ -82,11 +82,11 @@ func (w *wireWriter) any(field protowire.Number, head []byte, a *anypb.Any) {
 	}
 	w.small = protowire.AppendTag(w.small, field, protowire.BytesType)
 	if head != nil {
-		w.small = protowire.AppendVarint(w.small, uint64(len(head)+protowire.SizeTag(2)+protowire.SizeBytes(size)))
+		w.small = protowire.AppendVarint(w.small, uint64(len(head)+protowire.SizeTag(2)+protowire.SizeBytes(size))) //nolint:gosec // a length
 		w.small = append(w.small, head...)
 		w.small = protowire.AppendTag(w.small, 2, protowire.BytesType)
 	}
-	w.small = protowire.AppendVarint(w.small, uint64(size))
+	w.small = protowire.AppendVarint(w.small, uint64(size)) //nolint:gosec // a length
 	w.small = protowire.AppendString(protowire.AppendTag(w.small, 1, protowire.BytesType), a.GetTypeUrl())
 	if len(a.GetValue()) == 0 {
 		return

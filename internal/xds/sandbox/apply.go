@@ -60,7 +60,7 @@ func (s *Sandbox) applyClusters(r *discoveryv3.DiscoveryResponse) error {
 	}
 	s.clusters.Store(&named)
 	if len(problems) > 0 {
-		return errors.New("Error adding/updating cluster(s) " + strings.Join(problems, ", ")) //nolint:staticcheck // Envoy's words
+		return errors.New("Error adding/updating cluster(s) " + strings.Join(problems, ", "))
 	}
 	return nil
 }
@@ -94,7 +94,7 @@ func (s *Sandbox) applyListeners(r *discoveryv3.DiscoveryResponse) error {
 	}
 	s.settleAll()
 	if len(problems) > 0 {
-		return errors.New("Error adding/updating listener(s) " + strings.Join(problems, "\n")) //nolint:staticcheck // Envoy's words
+		return errors.New("Error adding/updating listener(s) " + strings.Join(problems, "\n"))
 	}
 	return nil
 }

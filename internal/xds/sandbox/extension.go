@@ -70,7 +70,7 @@ func (s *Sandbox) applyExtension(x *extension, version string, config *anypb.Any
 		return err
 	}
 	if !slices.Contains(x.typeURLs, config.GetTypeUrl()) {
-		return fail(fmt.Errorf("Error: filter config has type URL %s but expect %v", config.GetTypeUrl(), x.typeURLs)) //nolint:staticcheck // Envoy's words
+		return fail(fmt.Errorf("Error: filter config has type URL %s but expect %v", config.GetTypeUrl(), x.typeURLs))
 	}
 	x.tried, x.refused = config, true
 	f, err := s.newFilter(config, s.warms(x))

@@ -284,7 +284,7 @@ func (l *listener) forward(r *http.Request, h proxywasm.Headers, routes *routev3
 			req.Header.Add(e.Name, e.Value)
 		}
 	}
-	resp, err := l.owner.upstream.RoundTrip(req)
+	resp, err := l.owner.upstream.RoundTrip(req) //nolint:bodyclose // whoever sends the answer on closes it
 	if err != nil {
 		return local(http.StatusServiceUnavailable, "upstream connect error or disconnect/reset before headers")
 	}

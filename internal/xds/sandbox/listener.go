@@ -139,9 +139,9 @@ func (s *Sandbox) buildFilter(f *hcmv3.HttpFilter, last bool) (configuredFilter,
 	config := f.GetTypedConfig()
 	switch {
 	case last && config.GetTypeUrl() != routerType:
-		return out, fmt.Errorf("Error: non-terminal filter named %s of type %s is the last filter in a http filter chain", f.GetName(), shortName(config.GetTypeUrl())) //nolint:staticcheck // Envoy's words
+		return out, fmt.Errorf("Error: non-terminal filter named %s of type %s is the last filter in a http filter chain", f.GetName(), shortName(config.GetTypeUrl()))
 	case !last && config.GetTypeUrl() == routerType:
-		return out, fmt.Errorf("Error: terminal filter named %s of type %s must be the last filter in a http filter chain", f.GetName(), shortName(config.GetTypeUrl())) //nolint:staticcheck // Envoy's words
+		return out, fmt.Errorf("Error: terminal filter named %s of type %s must be the last filter in a http filter chain", f.GetName(), shortName(config.GetTypeUrl()))
 	case config.GetTypeUrl() == wasmType || config.GetTypeUrl() == faultType:
 		loaded, err := s.newFilter(config, false)
 		if err != nil {
@@ -150,7 +150,7 @@ func (s *Sandbox) buildFilter(f *hcmv3.HttpFilter, last bool) (configuredFilter,
 		out.own = &slot{}
 		out.own.set(loaded)
 	case !f.GetIsOptional() && !knownType(config.GetTypeUrl()):
-		return out, fmt.Errorf("Didn't find a registered implementation for '%s' with type URL: '%s'", f.GetName(), shortName(config.GetTypeUrl())) //nolint:staticcheck // Envoy's words
+		return out, fmt.Errorf("Didn't find a registered implementation for '%s' with type URL: '%s'", f.GetName(), shortName(config.GetTypeUrl()))
 	default:
 		out.passes = true
 	}
@@ -167,7 +167,7 @@ func (s *Sandbox) buildDiscovered(out configuredFilter, source *corev3.Extension
 	}
 	for _, t := range source.GetTypeUrls() {
 		if !knownType(t) {
-			return out, fmt.Errorf("Error: no HTTP filter factory found for type URL %s", t) //nolint:staticcheck // Envoy's words
+			return out, fmt.Errorf("Error: no HTTP filter factory found for type URL %s", t)
 		}
 	}
 	out.own = &slot{}
@@ -195,7 +195,7 @@ func (s *Sandbox) buildDiscovered(out configuredFilter, source *corev3.Extension
 
 func (s *Sandbox) newFallback(config *anypb.Any, typeURLs []string) (*filter, error) {
 	if !slices.Contains(typeURLs, config.GetTypeUrl()) {
-		return nil, fmt.Errorf("Error: cannot find filter factory for default filter configuration with type URL %s", config.GetTypeUrl()) //nolint:staticcheck // Envoy's words
+		return nil, fmt.Errorf("Error: cannot find filter factory for default filter configuration with type URL %s", config.GetTypeUrl())
 	}
 	return s.newFilter(config, false)
 }

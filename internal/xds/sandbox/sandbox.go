@@ -162,15 +162,12 @@ func (s *Sandbox) loop() {
 	}
 }
 
-// post hands an event to the loop; false if the loop is over.
-func (s *Sandbox) post(ctx context.Context, event func()) bool {
+// post hands an event to the loop; once the loop is over it is dropped.
+func (s *Sandbox) post(ctx context.Context, event func()) {
 	select {
 	case s.events <- event:
-		return true
 	case <-ctx.Done():
-		return false
 	case <-s.done:
-		return false
 	}
 }
 

@@ -52,7 +52,7 @@ func (s *Sandbox) newWasm(packed *anypb.Any, warming bool) (*filter, error) {
 		return nil, err
 	}
 	config := m.GetConfig()
-	if config.GetFailOpen() && config.GetFailurePolicy() != wasmv3.FailurePolicy_UNSPECIFIED {
+	if config.GetFailOpen() && config.GetFailurePolicy() != wasmv3.FailurePolicy_UNSPECIFIED { //nolint:staticcheck // Envoy still reads it
 		return nil, fmt.Errorf("only one of fail_open or failure_policy can be set")
 	}
 	vm := config.GetVmConfig()
@@ -129,7 +129,7 @@ func failedWasm(config *wasmv3.PluginConfig, why error) *filter {
 
 func policyOf(config *wasmv3.PluginConfig) wasmv3.FailurePolicy {
 	switch p := config.GetFailurePolicy(); {
-	case config.GetFailOpen():
+	case config.GetFailOpen(): //nolint:staticcheck // Envoy still reads it
 		return wasmv3.FailurePolicy_FAIL_OPEN
 	case p == wasmv3.FailurePolicy_UNSPECIFIED:
 		return wasmv3.FailurePolicy_FAIL_CLOSED

@@ -108,7 +108,7 @@ func launch(o Options, dir string) (*Envoy, error) {
 	if o.DrainTime > 0 {
 		args = append(args, "--drain-time-s", strconv.Itoa(int(max(o.DrainTime/time.Second, 1))))
 	}
-	e.cmd = exec.Command(o.Path, args...) //nolint:gosec,noctx // the operator's own choice of binary; Stop ends it
+	e.cmd = exec.Command(o.Path, args...) //nolint:noctx // the operator's own choice of binary; Stop ends it
 	e.cmd.Stdout, e.cmd.Stderr = e.words, e.words
 	e.cmd.Dir = dir
 	e.cmd.SysProcAttr = processAttributes()
@@ -130,7 +130,7 @@ func (e *Envoy) waitForAdmin(ctx context.Context) error {
 	return e.poll(ctx, "its admin address", func() (bool, error) {
 		b, err := os.ReadFile(e.adminFile())
 		if err != nil || !strings.Contains(string(b), ":") {
-			return false, nil
+			return false, nil //nolint:nilerr // not written yet: ask again
 		}
 		e.admin = strings.TrimSpace(string(b))
 		_, err = e.get(ctx, "/server_info")
@@ -168,7 +168,7 @@ func (e *Envoy) Address(ctx context.Context, listener string) (string, error) {
 	address := ""
 	err := e.poll(ctx, "listener "+listener, func() (bool, error) {
 		if _, err := e.get(ctx, "/ready"); err != nil {
-			return false, nil
+			return false, nil //nolint:nilerr // not ready yet: ask again
 		}
 		listeners, err := e.addresses(ctx)
 		address = listeners[listener]
