@@ -204,3 +204,39 @@ func (w *world) snippetIsWhatIsPasted(bootstrap string) {
 		w.Errorf("the example pastes something else than the snippet:\n%s", diff)
 	}
 }
+
+// A large module over mutual TLS, by a cluster stile-modules of the operator's own.
+func TestModules_MutualTLS(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.push("badge:v1", modules.Badge())
+	a := newAuthority(t)
+	certificate, key := a.server("stile.example")
+	w.write("tls/server.crt", certificate)
+	w.write("tls/server.key", key)
+	w.write("tls/ca.crt", a.pem)
+	certificate, key = a.client("spiffe://cluster.local/ns/team-a/sa/gateway")
+	w.write("tls/client.crt", certificate)
+	w.write("tls/client.key", key)
+	in := func(name string) string { return filepath.Join(w.folder, "tls", name) }
+	own := cluster("stile-modules", w.at.Modules) + `  transport_socket:
+    name: tls
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+      sni: stile.example
+      common_tls_context:
+        tls_params: { tls_maximum_protocol_version: TLSv1_3 }
+        tls_certificates: [{ certificate_chain: { filename: ` + in("client.crt") + ` }, private_key: { filename: ` + in("client.key") + ` } }]
+        validation_context: { trusted_ca: { filename: ` + in("ca.crt") + ` } }
+`
+	w.envoyFile("listeners:\n"+listener("http", "", hcm("", jwtAndRBAC)), own)
+	w.plugin("badge", "url: '"+w.image("badge:v1")+"', pluginConfig: { name: badge }")
+	w.start("xds: { address: '" + w.at.XDS + "', inlineMaxModule: 0 }\nmodules: { address: '" + w.at.Modules + "', url: 'https://" + w.at.Modules + "', tls: { certFile: tls/server.crt, keyFile: tls/server.key, clientCAFile: tls/ca.crt } }\n")
+	e := w.envoy()
+	e.WaitReady()
+	w.now(e.Listener("http"), "trail=badge ")
+	w.status("badge", "downloaded", func(p pluginStatus) bool { return p.Downloads == 1 })
+	if _, err := fetch(t, tlsClient(w.at.Modules, "stile.example", a.pool()), "https://stile.example/modules/x"); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("without a certificate: %v", err)
+	}
+}
