@@ -53,6 +53,7 @@ func BenchmarkBesideNginx(b *testing.B) {
 }
 
 func download(b *testing.B, url string, trusted *x509.Certificate, http2 bool) {
+	b.Helper()
 	pool := x509.NewCertPool()
 	pool.AddCert(trusted)
 	work := make(chan struct{})

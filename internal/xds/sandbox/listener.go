@@ -150,7 +150,7 @@ func (s *Sandbox) buildFilter(f *hcmv3.HttpFilter, last bool) (configuredFilter,
 		out.own = &slot{}
 		out.own.set(loaded)
 	case !f.GetIsOptional() && !knownType(config.GetTypeUrl()):
-		return out, fmt.Errorf("Didn't find a registered implementation for '%s' with type URL: '%s'", f.GetName(), shortName(config.GetTypeUrl()))
+		return out, fmt.Errorf("Didn't find a registered implementation for '%s' with type URL: '%s'", f.GetName(), shortName(config.GetTypeUrl())) //nolint:staticcheck // as Envoy says it
 	default:
 		out.passes = true
 	}
