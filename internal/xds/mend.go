@@ -22,7 +22,11 @@ func (r *Resource) names(extension string) bool {
 
 // loads notes that the proxy has loaded an extension.
 func (s *stream) loads(w *watch, i item) {
-	if i.of == nil || i.plain {
+	if i.of == nil {
+		return
+	}
+	if i.plain { // an ACK that says nothing
+		delete(w.loaded, i.name)
 		return
 	}
 	if w.loaded == nil {
@@ -34,10 +38,17 @@ func (s *stream) loads(w *watch, i item) {
 }
 
 // breaks notes that the proxy refused an extension, and that it is to be given something
-// that loads. What it refuses though it is meant to mend is not tried again.
+// that loads: also while it fetches a remote module, whose refusal says as little of the
+// cause. What it refuses though it is meant to mend is not tried again.
 func (s *stream) breaks(w *watch, i item) {
-	if w.kind != extensions || i.remote || i.mends {
+	if w.kind != extensions || i.mends {
 		return
+	}
+	// With the code there the proof of a plain form is accepted. Refused, it says that the
+	// plain form does not run, whatever its ACK seemed to say.
+	if h := w.held[i.name]; h.plain && h.version == i.version {
+		delete(w.held, i.name)
+		delete(w.reported, nameBits(i.name))
 	}
 	if good, ok := w.loaded[i.name]; ok {
 		s.server.rejections.keep(s.key, i.name, good)
@@ -63,12 +74,11 @@ func (s *stream) mend(w *watch, snap *Snapshot, r *Resource) (item, bool) {
 	if !ok {
 		good, ok = s.server.rejections.kept(s.key, r.Name)
 	}
-	if !ok || good.resource.Version == r.Version {
-		_, reported := w.reported.real(r)
-		if held, has := w.held[r.Name]; reported || has && !isStandIn(held.version) {
-			return item{}, false
-		}
+	switch {
+	case !w.runs(r.Name):
 		good = loaded{resource: snap.standIns[r.Name]}
+	case !ok || !w.holdsVersion(r.Name, good.resource.Version):
+		return item{}, false
 	}
 	if good.resource == nil {
 		return item{}, false
@@ -76,6 +86,24 @@ func (s *stream) mend(w *watch, snap *Snapshot, r *Resource) (item, bool) {
 	i := s.item(w, good.resource, good.try)
 	i.mends = true
 	return i, true
+}
+
+// runs reports whether the proxy is known to hold a real version of an extension.
+func (w *watch) runs(name string) bool {
+	if h, ok := w.held[name]; ok {
+		return !isStandIn(h.version)
+	}
+	v, ok := w.reported[nameBits(name)]
+	return ok && v.bits != ([describedBits]byte{})
+}
+
+// holdsVersion reports whether the proxy is known to hold a version of an extension.
+func (w *watch) holdsVersion(name, version string) bool {
+	if h, ok := w.held[name]; ok {
+		return h.version == version
+	}
+	v, ok := w.reported[nameBits(name)]
+	return ok && v.bits == versionBits(version)
 }
 
 // thaw lets listeners that were refused be sent again, if they name an extension that now

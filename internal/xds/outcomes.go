@@ -10,6 +10,14 @@ func (s *stream) accepted(w *watch) {
 	a := w.flight
 	w.flight = nil
 	for _, i := range a.items {
+		if i.mends {
+			// The ledger goes on to say what was refused.
+			if w.subscribes(i.name) {
+				w.held[i.name] = i.holding
+				s.loads(w, i)
+			}
+			continue
+		}
 		state := Accepted
 		if w.kind == extensions && s.server.rejections.get(s.key, rejectionKey{w.kind, i.name, i.version}).tries > i.try {
 			state = Unproven // Envoy says yes to bytes that it has refused, and does nothing
@@ -19,7 +27,7 @@ func (s *stream) accepted(w *watch) {
 			s.retryIn(w, i.name, proofAfter)
 		}
 		s.holds(w, i, state, "")
-		if state == Accepted && w.subscribes(i.name) {
+		if (state == Accepted || i.plain) && w.subscribes(i.name) {
 			s.loads(w, i)
 		}
 	}
@@ -64,6 +72,8 @@ func (s *stream) rejected(w *watch, message string) {
 	for _, i := range a.items {
 		key := rejectionKey{w.kind, i.name, i.version}
 		switch {
+		case i.mends:
+			s.server.rejections.add(s.key, key, i.try, message)
 		case blamed[i.name]:
 			count := s.server.rejections.add(s.key, key, i.try, message)
 			state := Rejected

@@ -211,7 +211,7 @@ func (s *stream) send(t transport, w *watch, a *answer) error {
 		version = w.describeAfter(a)
 	}
 	for _, i := range a.items {
-		if w.held[i.name].String() != i.holding.String() || !w.whole() {
+		if !i.mends && (w.held[i.name].String() != i.holding.String() || !w.whole()) {
 			s.server.setEntry(s, w.kind, i.name, i.holding, Sent, "")
 		}
 	}
