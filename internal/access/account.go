@@ -126,7 +126,7 @@ func (g *Gate) learn(f *flight, now int64) {
 			if acct.refused == 0 {
 				acct.refused, acct.by = now, e
 			} else {
-				if acct.also == nil && acct.by != nil && acct.by.image.Repository() != e.image.Repository() {
+				if acct.also == nil && acct.by != nil && acct.by.image().Repository() != e.image().Repository() {
 					acct.also = e
 				}
 				acct.strikes = min(acct.strikes+1, 32)

@@ -128,16 +128,16 @@ func (g *Gate) allow(e *entry, t try, asked uint8, started int64) {
 // seed makes a tag's yes that of the digest it named, at no request. It returns the
 // entry of the digest; nil if there may be no more entries.
 func (g *Gate) seed(tag *entry, t try, started int64) *entry {
-	image := tag.image.At(t.digest)
+	image := tag.image().At(t.digest)
 	e := g.table.find(image, tag.who.credentials, tag.who.trust)
 	if e == nil {
-		tag.touch(g.now()) // so that room is not made at its own cost
+		tag.heat().touch(g.now()) // so that room is not made at its own cost
 		if !g.makeRoom(tag.owner) {
 			return nil
 		}
 		e = g.insert(image, tag.who, tag.owner, g.now())
 	}
-	e.touch(g.now())
+	e.heat().touch(g.now())
 	a := e.answer.Load()
 	if a.state == Allowed && a.candidate != t.candidate || a.checked > started {
 		return e // it has a yes of its own, or was asked later than the tag
@@ -270,7 +270,7 @@ func (g *Gate) endGrace(e *entry, old *answer) {
 	a.state, a.reason, a.stale = Unknown, reasonUnreachable, 0
 	e.suspect = false
 	e.endYes()
-	g.config.Log.Warn("a proof ended: its registry could not be asked for too long", "image", e.image.String(), "credential", e.who.cred.String())
+	g.config.Log.Warn("a proof ended: its registry could not be asked for too long", "image", e.image().String(), "credential", e.who.cred.String())
 	g.publish(e, &a)
 }
 
@@ -315,7 +315,7 @@ func waitFor(tried []try) int64 {
 // longer than the wait before; it returns the time to publish. A plugin that is gone
 // has nothing asked for a day.
 func (g *Gate) unlessIdle(e *entry, now int64) int64 {
-	idle := now - e.used.Load()
+	idle := now - e.heat().used.Load()
 	if e.held == 0 && idle > 2*int64(g.config.DeniedMax)+2*(e.askAt-now) {
 		e.askAt = never
 		return 0

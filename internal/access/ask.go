@@ -157,13 +157,13 @@ func (g *Gate) askOnce(e *entry, s step) try {
 	ctx, cancel := context.WithTimeout(g.ctx, g.config.Timeout)
 	defer cancel()
 	start := time.Now()
-	found, err := g.registry.Check(ctx, e.image, e.who.candidate(s.candidate), e.who.trust, s.options)
+	found, err := g.registry.Check(ctx, e.image(), e.who.candidate(s.candidate), e.who.trust, s.options)
 	t := classify(err)
 	switch {
 	case t.result != granted:
 	case !isDigest(found.Digest):
 		t = try{sent: true, reason: reasonUnreachable, detail: "the registry's answer has no digest"}
-	case e.pinned() && found.Digest != e.image.Digest():
+	case e.pinned() && found.Digest != e.image().Digest():
 		t = try{sent: true, reason: reasonMismatch, detail: "the registry answers with the digest " + found.Digest}
 	default:
 		t.digest = found.Digest

@@ -77,7 +77,7 @@ func (l *audit) add(event string, e *entry, a *answer, holder string) {
 	}
 	l.mu.Lock()
 	l.events = append(l.events, AuditEvent{
-		Time: time.Now().UTC().Round(0), Event: event, Image: e.image.String(), Credential: e.who.cred,
+		Time: time.Now().UTC().Round(0), Event: event, Image: e.image().String(), Credential: e.who.cred,
 		State: a.state, Reason: a.reason.reason(), Digest: a.digest, Stale: a.stale != 0, Holder: holder,
 	})
 	l.mu.Unlock()

@@ -151,34 +151,41 @@ func (g *Gate) notify() {
 // the background; Changes tells when the answer is there. A tag is resolved:
 // Verdict.Digest says to what, and its yes is also that of repository@digest.
 func (g *Gate) Check(r Request) (v Verdict) {
-	e := g.table.find(r.Image, r.Credentials, r.Trust)
-	if e == nil {
+	s := g.table.look(r.Image, r.Credentials, r.Trust)
+	if s == nil {
 		return g.checkFirst(r)
 	}
 	now := g.tick.Load()
-	e.touch(now)
-	if g.plainly(e, &v) {
+	s.hot.touch(now)
+	if g.plainly(&s.hot, r.Credentials, &v) {
 		v.Digest = r.Image.Digest()
 		return v
 	}
-	if a := e.answer.Load(); a.target != nil && a.state == Allowed && a.stale == 0 && !a.removed && g.fresh(a, r.NotBefore) && g.plainly(a.target, &v) {
-		a.target.touch(now)
-		g.named(e, a, &v)
-		return v
+	e := s.entry.Load()
+	if e == nil { // it went since it was found
+		return g.checkFirst(r)
+	}
+	if a := e.answer.Load(); a.target != nil && a.state == Allowed && a.stale == 0 && !a.removed && g.fresh(a, r.NotBefore) {
+		target := a.target.heat()
+		if g.plainly(target, r.Credentials, &v) {
+			target.touch(now)
+			g.named(e, a, &v)
+			return v
+		}
 	}
 	return g.checkSlowly(r, e)
 }
 
-// plainly writes e's verdict but for its digest, if it is a plain yes. It writes into v,
-// field by field: this is the way of every warm check.
-func (g *Gate) plainly(e *entry, v *Verdict) bool {
-	checked, next, candidate, asked, ok := e.plain.load()
+// plainly writes the verdict of h but for its digest, if it is a plain yes. It writes
+// into v, field by field: this is the way of every warm check.
+func (g *Gate) plainly(h *hot, credentials oci.Credentials, v *Verdict) bool {
+	checked, next, candidate, asked, ok := h.plain.load()
 	if !ok {
 		return false
 	}
 	v.State = Allowed
-	if !e.who.credentials.Anonymous() {
-		v.Credential = e.who.credentials.Candidates()[candidate].Fingerprint()
+	if !credentials.Anonymous() {
+		v.Credential = credentials.Candidates()[candidate].Fingerprint()
 	}
 	v.Tried = int(asked)
 	v.CheckedAt = g.at(checked)
@@ -191,14 +198,7 @@ func (g *Gate) named(e *entry, tag *answer, v *Verdict) {
 	v.Digest, v.Reason = tag.digest, tag.reason.reason()
 	v.CheckedAt = g.at(tag.checked)
 	if tag.reason != 0 {
-		v.Message = tagGone(e.image)
-	}
-}
-
-// touch notes a use. It stores only what is new: many callers share entries.
-func (e *entry) touch(now int64) {
-	if e.used.Load() < now {
-		e.used.Store(now)
+		v.Message = tagGone(e.image())
 	}
 }
 
@@ -271,7 +271,7 @@ func (g *Gate) judgeTag(r Request, e *entry, a *answer) Verdict {
 	t := a.target
 	if t.answer.Load().removed {
 		// The digest was forgotten while the tag was not: take it up again.
-		r.Image = e.image.At(a.digest)
+		r.Image = e.image().At(a.digest)
 		if t = g.obtain(r); t == nil {
 			return g.tooMany(r)
 		}
@@ -280,7 +280,7 @@ func (g *Gate) judgeTag(r Request, e *entry, a *answer) Verdict {
 		g.publish(e, &b)
 		a = e.answer.Load()
 	}
-	t.touch(now)
+	t.heat().touch(now)
 	right := t.answer.Load()
 	if !g.fresh(a, r.NotBefore) || right.state == Denied && a.checked < right.checked {
 		// Too old for this caller; or what it named may no longer be read, and it may
@@ -299,7 +299,7 @@ func (g *Gate) judgeTag(r Request, e *entry, a *answer) Verdict {
 		return v
 	}
 	target := r
-	target.Image = t.image
+	target.Image = t.image()
 	v := g.judge(target, t)
 	v.Digest = a.digest
 	v.CheckedAt = g.at(a.checked)

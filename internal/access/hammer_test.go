@@ -109,10 +109,10 @@ func (g *Gate) balance(t *testing.T) {
 		byHost[e.who.host]++
 		byNamespace[e.owner]++
 		if e.index < 0 || g.agenda[e.index].entry != e {
-			t.Errorf("%v is not on the agenda", e.image)
+			t.Errorf("%v is not on the agenda", e.image())
 		}
 		if e.answer.Load().removed {
-			t.Errorf("%v was removed and is there", e.image)
+			t.Errorf("%v was removed and is there", e.image())
 		}
 	})
 	if n != g.table.count || n != len(g.agenda) {
@@ -124,13 +124,13 @@ func (g *Gate) balance(t *testing.T) {
 		}
 		for _, h := range c.holds {
 			if h.stands.Load() && (!h.linked() || h.entry.answer.Load().state != Allowed) {
-				t.Errorf("a proof of %v stands, and the yes does not", h.entry.image)
+				t.Errorf("a proof of %v stands, and the yes does not", h.entry.image())
 			}
 		}
 	}
 	g.table.each(func(e *entry) {
 		if e.held != held[e] {
-			t.Errorf("%v is held %d times, counted %d", e.image, held[e], e.held)
+			t.Errorf("%v is held %d times, counted %d", e.image(), held[e], e.held)
 		}
 	})
 	for name, h := range g.hosts {

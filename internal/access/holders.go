@@ -165,7 +165,7 @@ func (g *Gate) letGo(c *claim) {
 		}
 	}
 	g.roomMade(e.owner)
-	e.touch(g.now())
+	e.heat().touch(g.now())
 	g.schedule(e)
 }
 
@@ -341,7 +341,7 @@ func (e *entry) unlink(h *hold) {
 func (g *Gate) obtain(r Request) *entry {
 	now := g.now()
 	if e := g.table.find(r.Image, r.Credentials, r.Trust); e != nil {
-		e.touch(now)
+		e.heat().touch(now)
 		return e
 	}
 	ns := g.namespaceOf(r.Holder.Namespace)
@@ -357,8 +357,8 @@ func (g *Gate) obtain(r Request) *entry {
 
 // insert adds an entry that is not there, Pending and not to be asked. Gate.mu is held.
 func (g *Gate) insert(image oci.Reference, p *principal, ns *namespace, now int64) *entry {
-	e := &entry{image: image, who: p, owner: ns, index: -1, askAt: never}
-	e.used.Store(now)
+	e := &entry{name: image.ID(), who: p, owner: ns, index: -1, askAt: never}
+	e.heat().used.Store(now)
 	e.set(&answer{})
 	if p.first != nil {
 		p.first.prev = e

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -119,7 +121,7 @@ func TestTableGrowsAndShrinks(t *testing.T) {
 		}
 		switch {
 		case e == nil && rnd.IntN(2) == 0:
-			e = &entry{image: image, who: who}
+			e = &entry{name: image.ID(), who: who}
 			tab.insert(e)
 			model[image] = e
 		case e != nil && rnd.IntN(2) == 0:
@@ -129,8 +131,8 @@ func TestTableGrowsAndShrinks(t *testing.T) {
 	}
 	n := 0
 	tab.each(func(e *entry) {
-		if n++; model[e.image] != e {
-			t.Errorf("%v is not in the model", e.image)
+		if n++; model[e.image()] != e {
+			t.Errorf("%v is not in the model", e.image())
 		}
 	})
 	if n != len(model) || tab.count != n {
@@ -142,6 +144,59 @@ func TestTableGrowsAndShrinks(t *testing.T) {
 	if size := len(*tab.slots.Load()); size != minSlots {
 		t.Errorf("an empty table has %d slots", size)
 	}
+}
+
+// TestNoYesFromOldSlots: while the table grows and shrinks around it, nobody who looks
+// after a yes was taken back finds it in the slots that were left behind.
+func TestNoYesFromOldSlots(t *testing.T) {
+	t.Parallel()
+	var tab table
+	tab.init()
+	who := &principal{}
+	image := ref(t, "one.example/p@"+digest(1))
+	e := &entry{name: image.ID(), who: who}
+	e.set(&answer{})
+	tab.insert(e)
+	var others []*entry
+	for i := range 500 {
+		others = append(others, &entry{name: ref(t, fmt.Sprintf("one.example/other%d", i)).ID(), who: who})
+	}
+	var least atomic.Int64 // all before it were taken back
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for {
+				want := least.Load()
+				s := tab.look(image, oci.Credentials{}, oci.Trust{})
+				if s == nil {
+					t.Error("not found")
+					return
+				}
+				if checked, _, _, _, ok := s.hot.plain.load(); ok && checked < want {
+					t.Errorf("found yes %d after %d was taken back", checked, want-1)
+					return
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for round := range int64(20_000) {
+		e.set(&answer{state: Allowed, checked: round})
+		if o := others[round%500]; round/500%2 == 0 {
+			tab.insert(o)
+		} else {
+			tab.remove(o)
+		}
+		e.set(&answer{state: Denied})
+		least.Store(round + 1)
+	}
+	close(stop)
+	readers.Wait()
 }
 
 // FuzzRow: no bytes but those that encode made are taken for a row.

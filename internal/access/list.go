@@ -34,7 +34,7 @@ func (g *Gate) List() []Entry {
 // show returns e as the API shows it. Gate.mu is held.
 func (g *Gate) show(e *entry, a *answer) Entry {
 	shown := Entry{
-		Image:      e.image.String(),
+		Image:      e.image().String(),
 		Credential: e.who.cred,
 		State:      a.state,
 		Reason:     a.reason.reason(),
@@ -42,7 +42,7 @@ func (g *Gate) show(e *entry, a *answer) Entry {
 		CheckedAt:  g.shownTime(a.checked),
 		NextCheck:  g.shownTime(a.next),
 		StaleSince: g.shownTime(a.stale),
-		LastUsed:   g.shownTime(e.used.Load()),
+		LastUsed:   g.shownTime(e.heat().used.Load()),
 		Users:      []string{},
 	}
 	for h := e.holds; h != nil; h = h.next {
@@ -74,7 +74,7 @@ const recheckEvery = int64(10 * time.Second)
 func (g *Gate) Recheck(image oci.Reference) (int, error) {
 	var found []*entry
 	g.table.each(func(e *entry) {
-		if e.image == image {
+		if e.name == image.ID() {
 			found = append(found, e)
 		}
 	})

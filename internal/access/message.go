@@ -13,10 +13,10 @@ const maxRetryAfter = oci.MaxRetryAfter
 // own Secrets: others who share the entry have theirs.
 func message(r Request, e *entry, a *answer) string {
 	if a.reason == reasonTagGone {
-		return tagGone(e.image)
+		return tagGone(e.image())
 	}
 	if a.reason == reasonTooMany {
-		return fmt.Sprintf("%s was resolved, but there may be no further proofs (access.maxPerNamespace, access.maxProofs)", e.image)
+		return fmt.Sprintf("%s was resolved, but there may be no further proofs (access.maxPerNamespace, access.maxProofs)", e.image())
 	}
 	if a.tried == nil {
 		return ""
@@ -24,9 +24,9 @@ func message(r Request, e *entry, a *answer) string {
 	own := r.Credentials.Candidates()
 	var parts []string
 	for _, t := range *a.tried {
-		parts = append(parts, t.describe(e.image.Host(), own[t.candidate].Origin()))
+		parts = append(parts, t.describe(e.image().Host(), own[t.candidate].Origin()))
 	}
-	text := e.image.String() + ": " + strings.Join(parts, "; ")
+	text := e.image().String() + ": " + strings.Join(parts, "; ")
 	if a.state == Denied && a.reason == reasonUnauthorized {
 		if r.Credentials.Anonymous() {
 			return text + ": give a pull secret whose account may read it"

@@ -31,7 +31,7 @@ func (p Proof) Image() oci.Reference {
 	if p.hold == nil {
 		return oci.Reference{}
 	}
-	return p.hold.entry.image
+	return p.hold.entry.image()
 }
 
 // Digest returns the digest that may be read.

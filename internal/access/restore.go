@@ -2,11 +2,11 @@ package access
 
 import "time"
 
-func (e *entry) id() rowID { return rowID{image: e.image, cred: e.who.cred, via: e.who.via} }
+func (e *entry) id() rowID { return rowID{image: e.image(), cred: e.who.cred, via: e.who.via} }
 
 // formerID is what id was before the last rotation of the root key.
 func (e *entry) formerID() rowID {
-	return rowID{image: e.image, cred: e.who.credentials.Previous(), via: e.who.trust.Previous(), former: true}
+	return rowID{image: e.image(), cred: e.who.credentials.Previous(), via: e.who.trust.Previous(), former: true}
 }
 
 // archived brings what changed of e into the archive. Gate.mu is held.
@@ -108,16 +108,16 @@ func (g *Gate) revive(e *entry, r row, now int64) (*answer, bool) {
 		return nil, false
 	}
 	if e.pinned() {
-		if a.digest != e.image.Digest() || now-a.checked >= int64(e.who.host.grace) {
+		if a.digest != e.image().Digest() || now-a.checked >= int64(e.who.host.grace) {
 			return nil, false
 		}
-		a.digest = e.image.Digest()
+		a.digest = e.image().Digest()
 		return a, true
 	}
 	if now-g.offset(r.written) > 3*int64(g.config.Forget) {
 		return nil, false
 	}
-	image := e.image.At(a.digest)
+	image := e.image().At(a.digest)
 	target := g.table.find(image, e.who.credentials, e.who.trust)
 	if target == nil {
 		if !g.makeRoom(e.owner) {

@@ -55,7 +55,7 @@ func (g *Gate) schedule(e *entry) {
 		due = e.askAt
 	}
 	if e.held == 0 {
-		due = min(due, e.used.Load()+int64(g.config.Forget))
+		due = min(due, e.heat().used.Load()+int64(g.config.Forget))
 	}
 	if a := e.answer.Load(); a.state == Allowed && a.stale != 0 && e.pinned() {
 		due = min(due, g.graceEnd(e, a))
@@ -131,7 +131,7 @@ func (g *Gate) doDue() time.Duration {
 func (g *Gate) act(e *entry, now int64) {
 	a := e.answer.Load()
 	switch {
-	case e.held == 0 && now-e.used.Load() >= int64(g.config.Forget) && !g.namesWhatIsHeld(e, a):
+	case e.held == 0 && now-e.heat().used.Load() >= int64(g.config.Forget) && !g.namesWhatIsHeld(e, a):
 		g.drop(e)
 		return
 	case a.state == Allowed && a.stale != 0 && e.pinned() && now >= g.graceEnd(e, a):
@@ -149,7 +149,7 @@ func (g *Gate) namesWhatIsHeld(e *entry, a *answer) bool {
 	if a.target == nil || a.target.held == 0 {
 		return false
 	}
-	e.used.Store(g.now())
+	e.heat().used.Store(g.now())
 	if g.config.Archive != nil {
 		g.archive(e, a) // so that it does not look forgotten
 	}

@@ -5,19 +5,17 @@ import (
 	"testing"
 )
 
-// TestEntryIsTwoCacheLines: a warm check reads the first; the memory of an entry is what
-// is promised of it.
-func TestEntryIsTwoCacheLines(t *testing.T) {
+// TestSlotIsOneCacheLine: a warm check reads that of the table; the memory of an entry
+// is what is promised of it.
+func TestSlotIsOneCacheLine(t *testing.T) {
 	t.Parallel()
-	e := reflect.TypeFor[entry]()
-	if n := e.Size(); n > 128 {
+	if n := reflect.TypeFor[slot]().Size(); n != 64 {
+		t.Errorf("a slot has %d bytes", n)
+	}
+	if n := reflect.TypeFor[entry]().Size(); n > 96 {
 		t.Errorf("an entry has %d bytes", n)
 	}
 	if n := reflect.TypeFor[answer]().Size(); n > 64 {
 		t.Errorf("an answer has %d bytes", n)
-	}
-	second, ok := e.FieldByName("answer")
-	if !ok || second.Offset > 64 {
-		t.Errorf("what a warm check reads has %d bytes", second.Offset)
 	}
 }

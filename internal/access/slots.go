@@ -310,7 +310,7 @@ func (g *Gate) evict(ns *namespace) bool {
 		if a.removed || e.owner != ns {
 			continue
 		}
-		if e.held > 0 || now-e.used.Load() < int64(minIdle) || a.target != nil && a.target.held > 0 {
+		if e.held > 0 || now-e.heat().used.Load() < int64(minIdle) || a.target != nil && a.target.held > 0 {
 			ns.fifo = append(ns.fifo, e)
 			continue
 		}

@@ -5,16 +5,16 @@ import (
 	"sync/atomic"
 
 	"github.com/stileproject/stile/internal/oci"
+	"github.com/stileproject/stile/internal/reference"
 	"github.com/stileproject/stile/internal/secret"
 )
 
-// entry is one key and what is known of it. Its first cache line is all that a warm
-// check of a digest reads.
+// entry is one key and what is known of it. A warm check of a digest does not read it,
+// but its slot in the table alone.
 type entry struct {
-	image oci.Reference
-	who   *principal
-	used  atomic.Int64 // when somebody last asked for it
-	plain plainYes     // what answer says, if that is a plain yes
+	name reference.ID // of its image
+	who  *principal
+	hot  atomic.Pointer[hot] // in its slot of the table, as long as it is there
 
 	answer atomic.Pointer[answer] // never nil
 
@@ -35,19 +35,51 @@ type entry struct {
 	forced     bool       // somebody asked for a re-check: back-off of accounts is ignored once
 }
 
-// is reports whether e's key is this one.
-func (e *entry) is(image oci.Reference, credentials oci.Credentials, trust oci.Trust) bool {
-	return e.image.Is(image) && e.who.trust == trust && e.who.credentials.Equal(credentials)
-}
+func (e *entry) image() oci.Reference { return e.name.Reference() }
 
 // set replaces the answer. Gate.mu is held.
 func (e *entry) set(a *answer) (old *answer) {
-	e.plain.clear()
+	h := e.heat()
+	h.plain.clear()
 	old = e.answer.Swap(a)
 	if a.state == Allowed && a.stale == 0 && !a.removed && e.pinned() {
-		e.plain.set(a)
+		h.plain.set(a)
 	}
 	return old
+}
+
+// hot is what every use of an entry reads and writes.
+type hot struct {
+	used  atomic.Int64 // when somebody last asked for it
+	plain plainYes     // what answer says, if that is a plain yes
+}
+
+// heat returns what is hot of e; never nil.
+func (e *entry) heat() *hot {
+	h := e.hot.Load()
+	if h == nil { // not in the table yet: nobody else knows it
+		h = new(hot)
+		e.hot.Store(h)
+	}
+	return h
+}
+
+// touch notes a use. It stores only what is new: many callers share entries.
+func (h *hot) touch(now int64) {
+	if h.used.Load() < now {
+		h.used.Store(now)
+	}
+}
+
+// move takes e's hot part to another place. Gate.mu is held; who is just reading the
+// old place reads what was so when it began.
+func (e *entry) move(to *hot) {
+	from := e.heat()
+	to.used.Store(from.used.Load())
+	to.plain.checked.Store(from.plain.checked.Load())
+	to.plain.next.Store(from.plain.next.Load())
+	to.plain.word.Store(from.plain.word.Load())
+	e.hot.Store(to)
 }
 
 // plainYes is a fresh yes for a digest, without the way to its answer: entries and
@@ -86,7 +118,7 @@ func (p *plainYes) load() (checked, next int64, candidate, asked uint8, ok bool)
 
 // pinned reports whether the entry is of a digest: a right. The others are of tags:
 // a resolution.
-func (e *entry) pinned() bool { return e.image.Digest() != "" }
+func (e *entry) pinned() bool { return e.image().Digest() != "" }
 
 // answer is what is known of an entry at one time. Answers are immutable. Times are
 // nanoseconds since Gate.base, 0 = none.
@@ -123,20 +155,22 @@ func (p *principal) count() uint8 {
 	return uint8(min(len(p.credentials.Candidates()), 255))
 }
 
-// table finds entries without any lock: open addressing, with the hash beside the
-// pointer, so that a hit costs one line of the table and the entry. Writers hold
-// Gate.mu.
+// table finds entries without any lock: open addressing, a cache line for each slot,
+// in which there is all that a warm check of a digest reads. Writers hold Gate.mu.
 type table struct {
-	slots atomic.Pointer[[]slot] // a power of two of them
-	count int                    // entries
-	used  int                    // slots that are not empty: entries and tombstones
+	slots atomic.Pointer[[]slot]
+	count int // entries
+	used  int // slots that are not empty: entries and tombstones
 }
 
-// slot holds an entry and its hash. The hash is written after the entry and taken away
-// before it, and whoever finds it compares the whole key.
+// slot holds an entry, its key and its hot part. A slot is used once: its image is
+// written before the hash, and never after it. It is empty again in the next slots.
 type slot struct {
 	hash  atomic.Uint64 // 0 = empty, 1 = removed
+	image reference.ID
+	who   atomic.Pointer[principal]
 	entry atomic.Pointer[entry]
+	hot   hot
 }
 
 const (
@@ -156,19 +190,43 @@ func hash(image oci.Reference, credentials oci.Credentials) uint64 {
 	return max(image.Hash()^bits.RotateLeft64(credentials.Hash(), 17), removedSlot+1)
 }
 
+// first returns the slot at which to begin to look for a hash.
+func first(s []slot, h uint64) int {
+	i, _ := bits.Mul64(h, uint64(len(s)))
+	return int(i) //nolint:gosec // less than the length
+}
+
+// next returns the slot after i.
+func next(s []slot, i int) int {
+	if i++; i < len(s) {
+		return i
+	}
+	return 0
+}
+
 // find returns the entry of a key, or nil.
 func (t *table) find(image oci.Reference, credentials oci.Credentials, trust oci.Trust) *entry {
-	h := hash(image, credentials)
-	s := *t.slots.Load()
-	mask := uint64(len(s) - 1) //nolint:gosec // a table has slots
-	for i := h & mask; ; i = (i + 1) & mask {
-		switch s[i].hash.Load() {
+	if s := t.look(image, credentials, trust); s != nil {
+		return s.entry.Load()
+	}
+	return nil
+}
+
+// look returns the slot of a key, or nil.
+func (t *table) look(image oci.Reference, credentials oci.Credentials, trust oci.Trust) *slot {
+	h, id := hash(image, credentials), image.ID()
+	all := *t.slots.Load()
+	for i := first(all, h); ; i = next(all, i) {
+		s := &all[i]
+		switch s.hash.Load() {
 		case emptySlot:
 			return nil
 		case h:
-			e := s[i].entry.Load()
-			if e != nil && e.is(image, credentials, trust) {
-				return e
+			if s.image != id {
+				continue
+			}
+			if who := s.who.Load(); who != nil && who.trust == trust && who.credentials.Equal(credentials) {
+				return s
 			}
 		}
 	}
@@ -176,36 +234,33 @@ func (t *table) find(image oci.Reference, credentials oci.Credentials, trust oci
 
 // insert adds an entry that is not there.
 func (t *table) insert(e *entry) {
-	if s := *t.slots.Load(); 5*(t.used+1) > 4*len(s) {
+	if s := *t.slots.Load(); 4*(t.used+1) > 3*len(s) {
 		t.resize()
 	}
-	if add(*t.slots.Load(), hash(e.image, e.who.credentials), e) == emptySlot {
-		t.used++
-	}
+	add(*t.slots.Load(), hash(e.image(), e.who.credentials), e)
+	t.used++
 	t.count++
 }
 
-// add puts e into the first free slot and returns what that was.
-func add(s []slot, h uint64, e *entry) uint64 {
-	mask := uint64(len(s) - 1) //nolint:gosec // a table has slots
-	i := h & mask
-	for s[i].hash.Load() > removedSlot {
-		i = (i + 1) & mask
+// add puts e into the first empty slot.
+func add(all []slot, h uint64, e *entry) {
+	i := first(all, h)
+	for all[i].hash.Load() != emptySlot {
+		i = next(all, i)
 	}
-	was := s[i].hash.Load()
-	s[i].entry.Store(e)
-	s[i].hash.Store(h)
-	return was
+	s := &all[i]
+	s.image = e.name
+	s.who.Store(e.who)
+	s.entry.Store(e)
+	e.move(&s.hot)
+	s.hash.Store(h)
 }
 
-// resize makes new slots, at most half full, beside the old ones, which readers may
-// still look at.
+// resize makes new slots, little more than half full, beside the old ones, which
+// readers may still look at.
 func (t *table) resize() {
-	old, size := *t.slots.Load(), minSlots
-	for 10*size < 13*(t.count+1) {
-		size *= 2
-	}
-	s := make([]slot, size)
+	old := *t.slots.Load()
+	s := make([]slot, max(minSlots, 8*(t.count+1)/5))
 	for i := range old {
 		if h := old[i].hash.Load(); h > removedSlot {
 			add(s, h, old[i].entry.Load())
@@ -217,18 +272,19 @@ func (t *table) resize() {
 
 // remove takes an entry out.
 func (t *table) remove(e *entry) {
-	h := hash(e.image, e.who.credentials)
-	s := *t.slots.Load()
-	mask := uint64(len(s) - 1) //nolint:gosec // a table has slots
-	for i := h & mask; s[i].hash.Load() != emptySlot; i = (i + 1) & mask {
-		if s[i].entry.Load() == e {
-			s[i].hash.Store(removedSlot)
-			s[i].entry.Store(nil)
+	h := hash(e.image(), e.who.credentials)
+	all := *t.slots.Load()
+	for i := first(all, h); all[i].hash.Load() != emptySlot; i = next(all, i) {
+		if s := &all[i]; s.entry.Load() == e {
+			s.hash.Store(removedSlot)
+			s.entry.Store(nil)
+			s.who.Store(nil)
+			e.move(new(hot)) // who keeps the entry does not keep the slots
 			t.count--
 			break
 		}
 	}
-	if len(s) > minSlots && 8*t.count < len(s) {
+	if len(all) > minSlots && 8*t.count < len(all) {
 		t.resize()
 	}
 }

@@ -59,6 +59,21 @@ var seed = maphash.MakeSeed()
 // one process, and of no meaning outside it. It looks at no text.
 func (r Reference) Hash() uint64 { return maphash.Comparable(seed, r.of) }
 
+// ID is the identity of a Reference in one word, without its digest at hand: for tables
+// in memory. Equal for equal References; the zero value is that of the zero Reference.
+type ID struct{ of unique.Handle[names] }
+
+// ID returns r's identity.
+func (r Reference) ID() ID { return ID{r.of} }
+
+// Reference returns what has this identity.
+func (id ID) Reference() Reference {
+	if id == (ID{}) {
+		return Reference{}
+	}
+	return Reference{of: id.of, digest: id.of.Value().digest}
+}
+
 // Is reports whether both name the same image, as == does, and looks at no text.
 func (r Reference) Is(other Reference) bool { return r.of == other.of }
 

@@ -128,3 +128,19 @@ func ExampleParse() {
 	fmt.Println(r.Host(), r.Repository(), r.Tag())
 	// Output: index.docker.io library/nginx latest
 }
+
+func TestIDIsTheReferenceInOneWord(t *testing.T) {
+	t.Parallel()
+	for _, s := range []string{"nginx", "registry.example/a/p:v1", "registry.example/a/p@" + digest} {
+		r, err := reference.Parse(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.ID().Reference(); got != r {
+			t.Errorf("%v became %v", r, got)
+		}
+	}
+	if (reference.Reference{}).ID() != (reference.ID{}) || !(reference.ID{}).Reference().IsZero() {
+		t.Error("the zero Reference has an identity")
+	}
+}
