@@ -18,14 +18,18 @@ import (
 )
 
 // Main runs stile with the arguments that follow the program's name and returns the
-// exit code. env has the form of os.Environ. The first SIGINT or SIGTERM asks the verb to
-// end; the second ends the process at once.
+// exit code. env has the form of os.Environ. The first SIGINT, SIGTERM or SIGHUP asks the
+// verb to end, and so does the reader of stdout by going away; a second signal ends the
+// process at once.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, env []string) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
+	// Else a write to a pipe that nobody reads ends the process before it has cleaned up.
+	signal.Ignore(syscall.SIGPIPE)
+	stdout = &pipe{Writer: stdout, broken: func() { cancel(interruption{syscall.SIGPIPE}) }}
 	go func() {
 		select {
 		case s := <-signals:
@@ -41,6 +45,20 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, env []string
 type interruption struct{ signal os.Signal }
 
 func (i interruption) Error() string { return "interrupted by " + i.signal.String() }
+
+// pipe is a stdout that tells when nobody reads it any more.
+type pipe struct {
+	io.Writer
+	broken func()
+}
+
+func (p *pipe) Write(b []byte) (int, error) {
+	n, err := p.Writer.Write(b)
+	if errors.Is(err, syscall.EPIPE) {
+		p.broken()
+	}
+	return n, err
+}
 
 // interruptedBy returns the signal that ended ctx, or nil.
 func interruptedBy(ctx context.Context) os.Signal {
@@ -115,6 +133,9 @@ func (a *app) note(format string, args ...any) {
 func (a *app) end(ctx context.Context, verb *cobra.Command, err error) int {
 	if err == nil {
 		return OK
+	}
+	if interruptedBy(ctx) == syscall.SIGPIPE {
+		return brokenPipe // as if the signal had ended the process: there is nobody to tell
 	}
 	f, known := errors.AsType[*failure](err)
 	if s := interruptedBy(ctx); s != nil && (!known || f.code != OK) {

@@ -152,7 +152,7 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 func TestMain_SignalEndsServe(t *testing.T) { //nolint:paralleltest // the signal is for the whole process
 	folder := t.TempDir()
 	write(t, folder, "resources/a.yaml", "# none\n")
-	for signal, code := range map[syscall.Signal]int{syscall.SIGINT: Interrupted, syscall.SIGTERM: OK} {
+	for signal, code := range map[syscall.Signal]int{syscall.SIGINT: Interrupted, syscall.SIGTERM: OK, syscall.SIGHUP: OK} {
 		log := &watchedLog{want: "msg=serving", seen: make(chan struct{})}
 		ended := make(chan int, 1)
 		go func() {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -175,4 +176,30 @@ func TestDemoWithoutTheEnvoyThatWasAskedFor(t *testing.T) {
 	if err := d.main(t.Context(), &output{format: "json"}); codeOf(err) != Usage || !strings.Contains(err.Error(), "/nowhere/envoy") {
 		t.Errorf("got %v, exit code %d", err, codeOf(err))
 	}
+}
+
+// Whoever reads the demo through "head" takes the pipe away: that ends it, cleanly.
+func TestDemoWhoseReaderGoesAwayLeavesNothing(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	a := &app{stderr: io.Discard, env: os.Environ()}
+	a.stdout = &pipe{Writer: brokenWriter{}, broken: func() { cancel(interruption{syscall.SIGPIPE}) }}
+	d := newDemo(a)
+	d.once, d.proxyKind = true, "sandbox"
+	var folder string
+	d.afterStory = func(w *demoWorld) { folder = w.folder }
+	err := d.main(ctx, &output{format: "table"})
+	if code := a.end(ctx, nil, err); code != brokenPipe {
+		t.Errorf("exit code %d: %v", code, err)
+	}
+	if _, err := os.Stat(folder); folder == "" || !os.IsNotExist(err) {
+		t.Errorf("the folder %q is left behind: %v", folder, err)
+	}
+}
+
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) {
+	return 0, &os.PathError{Op: "write", Path: "|1", Err: syscall.EPIPE}
 }

@@ -18,6 +18,9 @@ const (
 	Interrupted        = 130 // ended by Ctrl-C or SIGTERM
 )
 
+// brokenPipe is what a shell reports of a program that SIGPIPE ended.
+const brokenPipe = 128 + 13
+
 // failure is an error with the exit code it ends the program with and, where one is
 // known, the remedy. A failure without an error ends the program silently: the answer
 // on stdout has said it all.

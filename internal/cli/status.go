@@ -79,12 +79,23 @@ type statusQuery struct {
 const statusEvery = time.Second
 
 func (a *app) status(ctx context.Context, out *output, q statusQuery) error {
-	last := ""
+	last, lost := "", ""
 	for {
 		s, err := q.ask(ctx)
-		if err != nil {
+		switch {
+		case err != nil && (last == "" || interruptedBy(ctx) != nil):
 			return err
+		case err != nil: // it was there, and may come back: a restart is a change to watch, too
+			if lost != err.Error() {
+				lost = err.Error()
+				a.note("%s", lost)
+			}
+			if err := wait(ctx); err != nil {
+				return err
+			}
+			continue
 		}
+		lost = ""
 		var text strings.Builder
 		if err := out.print(&text, s.answer()); err != nil {
 			return err
@@ -98,11 +109,18 @@ func (a *app) status(ctx context.Context, out *output, q statusQuery) error {
 		if !q.watch {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(statusEvery):
+		if err := wait(ctx); err != nil {
+			return err
 		}
+	}
+}
+
+func wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(statusEvery):
+		return nil
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/plugin"
@@ -43,7 +42,10 @@ Exits with 3 if a document or the Envoy file is invalid; the rest is translated 
 	flags.BoolVar(&t.snippet, "snippet", false, "print the filters alone, to paste into one's own listeners")
 	flags.BoolVar(&t.showURLs, "show-urls", false, "print module URLs as they are; whoever has one can fetch the module")
 	flags.BoolVar(&t.offline, "offline", false, "ask no registry")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error { return t.run(cmd.Context(), args) }
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		t.chosen = cmd.Flags().Changed("output")
+		return t.run(cmd.Context(), args)
+	}
 	return cmd
 }
 
@@ -57,6 +59,7 @@ type translate struct {
 	snippet    bool
 	showURLs   bool
 	offline    bool
+	chosen     bool // -o was given: what is pasted is YAML unless it says json
 }
 
 func (t *translate) run(ctx context.Context, args []string) error {
@@ -103,9 +106,9 @@ func (t *translate) run(ctx context.Context, args []string) error {
 func (t *translate) print(r xds.Report) error {
 	switch {
 	case t.snippet:
-		return t.printYAML(snippetOf(r))
+		return t.printPasted(snippetOf(r))
 	case t.form == "envoy":
-		return t.printYAML(envoyLists{Listeners: r.Listeners, Routes: r.Routes, Clusters: r.Clusters})
+		return t.printPasted(envoyLists{Listeners: r.Listeners, Routes: r.Routes, Clusters: r.Clusters})
 	}
 	var names []string
 	for _, list := range [][]json.RawMessage{r.Listeners, r.Routes, r.Clusters, r.ExtensionConfigs} {
@@ -136,15 +139,13 @@ type envoyLists struct {
 }
 
 // printYAML prints what people paste: YAML, or JSON where -o json was asked for.
-func (t *translate) printYAML(v any) error {
-	text, err := yaml.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("print yaml: %w", err)
+// printPasted prints what is to be pasted into Envoy's own files: YAML, unless -o asks for JSON.
+func (t *translate) printPasted(v any) error {
+	form := &output{format: "yaml"}
+	if t.chosen && t.out.format == "json" {
+		form.format = "json"
 	}
-	if _, err := t.stdout.Write(text); err != nil {
-		return fmt.Errorf("print the answer: %w", err)
-	}
-	return nil
+	return form.print(t.stdout, answer{Value: v})
 }
 
 // snippet is the filters of one filter chain, to be pasted into one's own listener.

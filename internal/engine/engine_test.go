@@ -177,6 +177,7 @@ type proxies struct {
 	groups    map[xds.StreamID]string
 	published map[string]*xds.Snapshot
 	times     map[string]int
+	counts    xds.Counts // of every plugin
 }
 
 func (p *proxies) Events() <-chan xds.Event { return p.events }
@@ -194,7 +195,11 @@ func (p *proxies) Publish(group string, s *xds.Snapshot) {
 	p.times[group]++
 }
 
-func (p *proxies) Counts(plugin.Key) xds.Counts { return xds.Counts{} }
+func (p *proxies) Counts(plugin.Key) xds.Counts {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.counts
+}
 
 // house is an engine with its doubles, in a bubble.
 type house struct {

@@ -84,14 +84,16 @@ func (e *Engine) pluginStatus(ps *pluginState, now time.Time) PluginStatus {
 			s.images = append(s.images, image)
 		}
 	}
-	running := ps.good != nil && (!ps.ended || ps.delivery.Keep)
+	// Proxies that all refused what is resolved run something else, or the stand-in.
+	refused := s.Proxies.Rejected > 0 && s.Proxies.Accepted == 0
+	running := ps.good != nil && (!ps.ended || ps.delivery.Keep && !refused)
 	if running {
 		s.Digest, s.ModuleSHA256, s.Size = ps.good.image.Digest(), ps.good.module.SHA256, ps.good.module.Size
 		if !ps.good.image.IsZero() {
 			s.images = append(s.images, ps.good.image)
 		}
 	}
-	if running && ps.outcome.progress != ready {
+	if running && !refused && ps.outcome.progress != ready {
 		s.ServingLastGood = true
 		s.Pending = &Wanted{Digest: ps.outcome.image.Digest(), Reason: ps.outcome.reason}
 	}
@@ -183,6 +185,8 @@ func programmed(ps *pluginState, s PluginStatus) Condition {
 		return set("True", v1alpha1.ReasonServingLastGood, "proxies run the last good version: %s", ps.outcome.message)
 	case ps.delivery.Mode == xds.Hold:
 		return set("Unknown", v1alpha1.ReasonPending, "proxies wait for the module")
+	case ps.delivery.Keep && n.Rejected > 0:
+		return set("False", v1alpha1.ReasonPartiallyProgrammed, "%d of %d proxies refused it and run what they had before: %s", n.Rejected, n.Matched, ps.outcome.message)
 	case ps.delivery.Mode == xds.StandIn:
 		return set("False", v1alpha1.ReasonPending, "proxies run the stand-in of %s: %s", ps.spec.Spec.EffectiveFailStrategy(), ps.outcome.message)
 	case n.Matched == 0:

@@ -12,6 +12,7 @@ import (
 	"github.com/stileproject/stile/internal/engine"
 	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/plugin"
+	"github.com/stileproject/stile/internal/xds"
 )
 
 const image = "oci://" + host + "/a/p:v1"
@@ -565,4 +566,20 @@ func TestP8_AnEnvoyFileThatNeverWasGoodAnswersNobody(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestP4_TheStatusNamesNoDigestThatEveryProxyRefused(t *testing.T) {
+	t.Parallel()
+	running(t, nil, func(h *house) {
+		h.proxies.mu.Lock()
+		h.proxies.counts = xds.Counts{Matched: 1, Sent: 1, Rejected: 1}
+		h.proxies.mu.Unlock()
+		h.registry.let(good, false)
+		h.pass(2 * time.Hour)
+		h.wantCondition("team-a", "auth", "ResolvedRefs=False Unauthorized")
+		h.wantCondition("team-a", "auth", "Programmed=False PartiallyProgrammed")
+		if s := h.status("team-a", "auth"); s.Digest != "" || s.ServingLastGood {
+			t.Errorf("status: %+v", s)
+		}
+	})
 }
