@@ -6,3 +6,5 @@
 // +kubebuilder:object:generate=true
 // +groupName=extensions.istio.io
 package v1alpha1
+
+//go:generate go run sigs.k8s.io/controller-tools/cmd/controller-gen@v0.19.0 object crd paths=. output:crd:dir=../crd

@@ -12,6 +12,8 @@ import (
 )
 
 // ModuleURL is where a module comes from, read from spec.url. The zero value is not valid.
+//
+// +kubebuilder:object:generate=false
 type ModuleURL struct {
 	// Scheme is "oci", "http", "https" or "file".
 	Scheme string
