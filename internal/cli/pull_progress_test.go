@@ -25,8 +25,13 @@ func TestProgress(t *testing.T) {
 	var p content.Progress
 	tick := make(chan time.Time)
 	stop := drawProgress(&out, &p, tick)
-	tick <- time.Time{} // nothing came yet: nothing is drawn
+	tick <- time.Time{}
+	stop()
+	if out.Len() != 0 {
+		t.Errorf("drawn though nothing came: %q", out.String())
+	}
 	p.Read.Store(1 << 20)
+	stop = drawProgress(&out, &p, tick)
 	tick <- time.Time{}
 	stop()
 	if got := out.String(); got != clearLine+"1.0 MiB"+clearLine {
