@@ -109,10 +109,11 @@ func (r *Registry) begin(req *http.Request) (done func(user string, status int))
 // ServeHTTP answers one request.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	s := &statusWriter{ResponseWriter: w}
+	f, changed := r.fault(req) // before it counts: whoever sees it counted may change the faults
 	done := r.begin(req)
 	user := Anonymous
 	defer func() { done(user, s.status) }()
-	if r.misbehave(s, req) {
+	if f.act(s, req, changed) {
 		return
 	}
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
@@ -128,9 +129,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.backend.ServeHTTP(s, req)
 }
 
-// misbehave acts a fault out, and reports whether that was all.
-func (r *Registry) misbehave(w http.ResponseWriter, req *http.Request) bool {
-	f, changed := r.fault(req)
+// act acts a fault out, and reports whether that was all. changed is closed when the
+// faults change.
+func (f Fault) act(w http.ResponseWriter, req *http.Request, changed <-chan struct{}) bool {
 	if f.Hang {
 		select {
 		case <-changed:
