@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/stileproject/stile/api/v1alpha1"
+	"github.com/stileproject/stile/internal/spelling"
 )
 
 // decoder fills typed values from nodes and reports, with its path, whatever does not fit.
@@ -219,7 +220,7 @@ func unknownField(name string, known map[string]field) string {
 	for _, k := range names {
 		if strings.EqualFold(k, name) {
 			near, best = k, 0
-		} else if d := distance(strings.ToLower(k), strings.ToLower(name)); d < best && d < len(k)/2+1 {
+		} else if d := spelling.Distance(strings.ToLower(k), strings.ToLower(name), best); d < best && d < len(k)/2+1 {
 			near, best = k, d
 		}
 	}
@@ -227,29 +228,4 @@ func unknownField(name string, known map[string]field) string {
 		return fmt.Sprintf("is not a field: did you mean %s?", near)
 	}
 	return "is not a field: known are " + strings.Join(names, ", ")
-}
-
-// distance is the number of letters to insert, drop or change between a and b; long
-// words are far from everything.
-func distance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return 64
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

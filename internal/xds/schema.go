@@ -11,6 +11,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"github.com/stileproject/stile/internal/spelling"
 )
 
 // finding is one fault at one place of a tree; the file is added by the caller.
@@ -236,7 +238,7 @@ func suggestion(d protoreflect.MessageDescriptor, key string) string {
 	best, distance := "", 3
 	for i := range d.Fields().Len() {
 		name := string(d.Fields().Get(i).Name())
-		if n := editDistance(key, name, distance); n < distance {
+		if n := spelling.Distance(key, name, distance); n < distance {
 			best, distance = name, n
 		}
 	}
@@ -244,29 +246,6 @@ func suggestion(d protoreflect.MessageDescriptor, key string) string {
 		return ""
 	}
 	return fmt.Sprintf("; did you mean %s?", best)
-}
-
-// editDistance returns the Levenshtein distance of a and b, or limit if it is not below it.
-func editDistance(a, b string, limit int) int {
-	if len(a)-len(b) >= limit || len(b)-len(a) >= limit {
-		return limit
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			diagonal, row[j] = row[j], min(row[j]+1, row[j-1]+1, diagonal+cost)
-		}
-	}
-	return min(row[len(b)], limit)
 }
 
 func join(path, field string) string {

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/stileproject/stile/internal/spelling"
 )
 
 // Fault is one thing wrong with a configuration. Line is 0 where the fault has none.
@@ -359,30 +361,9 @@ func names(t reflect.Type) []string {
 func Nearest(s string, known []string) string {
 	best, distance := "", 3
 	for _, k := range known {
-		if d := edits(strings.ToLower(s), strings.ToLower(k)); d < distance && d < len(k) {
+		if d := spelling.Distance(strings.ToLower(s), strings.ToLower(k), distance); d < distance && d < len(k) {
 			best, distance = k, d
 		}
 	}
 	return best
-}
-
-// edits is the Levenshtein distance of two short words.
-func edits(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		previous := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := previous
-			if a[i] != b[j] {
-				cost++
-			}
-			previous = row[j+1]
-			row[j+1] = min(row[j+1]+1, row[j]+1, cost)
-		}
-	}
-	return row[len(b)]
 }
