@@ -21,6 +21,8 @@ LINT         := $(CACHE)/tools/golangci-lint-$(LINT_VERSION)-$(shell go env GOVE
 
 # Tests find the real Envoy in STILE_ENVOY. STILE_NO_ENVOY=1 leaves those tests out, loudly.
 envoy = if [ -z "$${STILE_NO_ENVOY:-}" ]; then STILE_ENVOY=$$(test/envoy/fetch.sh); export STILE_ENVOY; fi
+# Tests find a real kube-apiserver, etcd, kube-scheduler and kubectl in STILE_KUBE_ASSETS. STILE_NO_KUBE=1 leaves those tests out, loudly.
+kube  = if [ -z "$${STILE_NO_KUBE:-}" ]; then STILE_KUBE_ASSETS=$$(test/kube/assets.sh); export STILE_KUBE_ASSETS; fi
 each  = for module in $(NESTED); do echo "== $$module"; (cd "$$module" && $(1)); done
 
 .PHONY: help build test lint generate verify e2e deflake bench fuzz vuln soak
@@ -31,15 +33,15 @@ help: ## what there is
 build: ## bin/stile
 	go build -trimpath -o bin/stile ./cmd/stile
 
-test: ## vet and every test, with the race detector and a real Envoy
-	@$(envoy); race=$$(tools/race.sh); set -x; \
+test: ## vet and every test, with the race detector, a real Envoy and a real Kubernetes API
+	@$(envoy); $(kube); race=$$(tools/race.sh); set -x; \
 	go test $$race $(TESTFLAGS) $(PKG)
-	@$(envoy); race=$$(tools/race.sh); \
+	@$(envoy); $(kube); race=$$(tools/race.sh); \
 	$(call each,go test $$race $(TESTFLAGS) ./...)
 
 lint: $(LINT) ## golangci-lint at the version of tools/go.mod, then the scripts
 	$(LINT) run $(PKG)
-	bash -n .ci/run tools/*.sh test/envoy/*.sh
+	bash -n .ci/run tools/*.sh test/envoy/*.sh test/kube/*.sh
 
 # Its name holds its version and Go's: a clone's newer time stamps build nothing anew.
 $(LINT):
@@ -64,7 +66,7 @@ e2e: ## the demo with the sandbox proxy and with a real Envoy, then the real-Env
 	go test -count=1 -timeout=20m ./test/envoy/... ./test/e2e/...
 
 deflake: ## the tests COUNT times over, shuffled: make deflake PKG=./internal/access COUNT=100
-	@$(envoy); race=$$(tools/race.sh); set -x; \
+	@$(envoy); $(kube); race=$$(tools/race.sh); set -x; \
 	go test $$race -shuffle=on -count=$(COUNT) -failfast -timeout=60m $(PKG)
 
 bench: ## the benchmarks: make bench PKG=./internal/access

@@ -48,6 +48,8 @@ type Config struct {
 	Audit AuditConfig `json:"audit"`
 	// placement sets the architecture-aware placement of pods.
 	Placement PlacementConfig `json:"placement"`
+	// webhook is the server that the Kubernetes API server asks about new objects.
+	Webhook WebhookConfig `json:"webhook"`
 }
 
 // ResourcesConfig names the source of resources: a folder or a Kubernetes API, not both.
@@ -70,6 +72,24 @@ type KubernetesConfig struct {
 	Revision string `json:"revision"`
 	// selector, if set, is a label selector that plugins must match.
 	Selector string `json:"selector"`
+	// namespace is stile's own, of its lease, its certificates and the ConfigMaps that hold
+	// listeners; empty means that of the pod it runs in, else rootNamespace.
+	Namespace string `json:"namespace"`
+}
+
+// WebhookConfig is the server of admission webhooks.
+type WebhookConfig struct {
+	// address, host:port, to listen on; empty: there are no webhooks.
+	Address string `json:"address"`
+	// service is the name of the Service, in stile's own namespace, by which the API server
+	// reaches address. Certificates are made for it, kept in the Secret <service>-tls and
+	// injected into the webhook configurations of that name.
+	Service string `json:"service"`
+	// certFile is a PEM certificate that is somebody else's care, as cert-manager's; it is
+	// read again when it changes. Empty: certificates are made, and made anew in time, here.
+	CertFile string `json:"certFile"`
+	// keyFile is the PEM key of certFile.
+	KeyFile string `json:"keyFile"`
 }
 
 // EnvoyConfig says which of the operator's Envoy files a proxy gets.
@@ -384,5 +404,6 @@ func DefaultConfig() *Config {
 			Preflight:    PreflightOff,
 		},
 		Placement: PlacementConfig{MaxWait: d(5 * time.Minute)},
+		Webhook:   WebhookConfig{Service: "stile-webhook"},
 	}
 }

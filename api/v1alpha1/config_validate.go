@@ -64,6 +64,7 @@ func (c *Config) Findings() []Finding {
 	}
 	oneOf(&f, "wasm.preflight", c.Wasm.Preflight, PreflightOff, PreflightWarn, PreflightEnforce)
 	c.validatePlacement(&f)
+	c.validateWebhook(&f)
 	return f.list
 }
 
@@ -80,6 +81,9 @@ func (c *Config) validateResources(f *findings) {
 	}
 	for i, ns := range k.Namespaces {
 		namespaces(f, fmt.Sprintf("resources.kubernetes.namespaces[%d]", i), ns)
+	}
+	if k.Namespace != "" {
+		namespaces(f, "resources.kubernetes.namespace", k.Namespace)
 	}
 	if _, err := metav1.ParseToLabelSelector(k.Selector); err != nil {
 		f.invalid("resources.kubernetes.selector", "must be a label selector such as app=edge,tier!=test")
@@ -174,7 +178,7 @@ func (c *Config) validateServers(f *findings) {
 	seen := map[string]string{}
 	for _, s := range []struct{ field, address string }{
 		{"xds.address", c.XDS.Address}, {"modules.address", c.Modules.Address},
-		{"admin.address", c.Admin.Address}, {"health.address", c.Health.Address},
+		{"admin.address", c.Admin.Address}, {"health.address", c.Health.Address}, {"webhook.address", c.Webhook.Address},
 	} {
 		if s.address == "" || strings.HasSuffix(s.address, ":0") {
 			continue
@@ -285,6 +289,22 @@ func (c *Config) validatePlacement(f *findings) {
 		}
 	}
 	notNegative(f, "placement.maxWait", p.MaxWait.Duration)
+}
+
+func (c *Config) validateWebhook(f *findings) {
+	w := c.Webhook
+	if (w.CertFile == "") != (w.KeyFile == "") {
+		f.required("webhook.certFile", "set both certFile and keyFile, or neither")
+	}
+	if w.Address == "" {
+		return
+	}
+	if listenAddress(f, "webhook.address", w.Address) && c.Resources.Kubernetes == nil {
+		f.invalid("webhook.address", "needs resources.kubernetes: an API server asks it")
+	}
+	if !dnsLabel.MatchString(w.Service) {
+		f.invalid("webhook.service", "must be the name of a Service")
+	}
 }
 
 func namespaces(f *findings, field, name string) {

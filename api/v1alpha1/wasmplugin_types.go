@@ -319,6 +319,21 @@ type WasmPluginStatus struct {
 	// moduleSHA256 is the checksum of the module that is served.
 	// +optional
 	ModuleSHA256 string `json:"moduleSHA256,omitempty"`
+	// size of the module that is served, in bytes.
+	// +optional
+	Size int64 `json:"size,omitempty"`
+	// servedGeneration is the generation of the spec that what is served was made from: an
+	// earlier one while the last good version is served.
+	// +optional
+	ServedGeneration int64 `json:"servedGeneration,omitempty"`
+	// resolvedDigest is what the tag in the url was resolved to. Every replica of stile
+	// follows it, so that all serve the same.
+	// +optional
+	ResolvedDigest string `json:"resolvedDigest,omitempty"`
+	// epoch counts how often the right to the module has ended. It is part of what module
+	// URLs are made from; every replica follows it.
+	// +optional
+	Epoch int64 `json:"epoch,omitempty"`
 	// proxies counts the proxies that the plugin concerns.
 	// +optional
 	Proxies *ProxyCounts `json:"proxies,omitempty"`

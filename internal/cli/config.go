@@ -308,6 +308,8 @@ func resolvePaths(c *v1alpha1.Config, sources config.Sources, folder string) {
 	resolve("keys.file", &c.Keys.File)
 	resolve("store.directory", &c.Store.Directory)
 	resolve("audit.file", &c.Audit.File)
+	resolve("webhook.certFile", &c.Webhook.CertFile)
+	resolve("webhook.keyFile", &c.Webhook.KeyFile)
 	for key, tls := range map[string]*v1alpha1.TLSConfig{"xds.tls": &c.XDS.TLS, "modules.tls": &c.Modules.TLS} {
 		resolve(key+".certFile", &tls.CertFile)
 		resolve(key+".keyFile", &tls.KeyFile)

@@ -29,8 +29,30 @@ type World struct {
 	// clusters of such Envoy files: what they held before a restart is not known here.
 	Unreadable      []string
 	UnreadableEnvoy map[string]bool
+	// Published is what the leader among several replicas has published of plugins; nil
+	// where there are no replicas. A publication that did not change is the same pointer.
+	Published map[Key]*Publication
 	// Findings is everything that is wrong with the resources, in the order of the files.
 	Findings []document.Finding
+}
+
+// Publication is what the leader has published of one plugin, so that every replica
+// serves the same bytes at the same URLs.
+type Publication struct {
+	// Generation is the one that the publication speaks of. Where the plugin has another
+	// by now, the leader has not seen it yet.
+	Generation int64
+	// URL is the plugin's at that generation, as its author wrote it.
+	URL string
+	// Resolved is the manifest digest that the tag in URL was resolved to, "" if it was not.
+	Resolved string
+	// Digest and SHA256 are the manifest and the module that are served, made from the spec
+	// of ServedGeneration; "" and 0 if nothing is. Size is the module's, in bytes.
+	Digest, SHA256   string
+	Size             int64
+	ServedGeneration int64
+	// Epoch is part of what the module's URL is made from.
+	Epoch uint64
 }
 
 // Plugin returns the plugin named k, or nil.
