@@ -334,6 +334,10 @@ type WasmPluginStatus struct {
 	// URLs are made from; every replica follows it.
 	// +optional
 	Epoch int64 `json:"epoch,omitempty"`
+	// servedEpoch is the epoch of what is served: an earlier one where the right to it has
+	// ended and proxies keep it.
+	// +optional
+	ServedEpoch int64 `json:"servedEpoch,omitempty"`
 	// proxies counts the proxies that the plugin concerns.
 	// +optional
 	Proxies *ProxyCounts `json:"proxies,omitempty"`

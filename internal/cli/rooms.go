@@ -56,7 +56,7 @@ func rowKeys(root secret.Root) []secret.Key {
 func engineConfig(cfg *v1alpha1.Config, root secret.Root, log *slog.Logger) engine.Config {
 	return engine.Config{
 		RootNamespace: cfg.RootNamespace, EnvoyDefault: cfg.Envoy.Default, Nodes: cfg.Envoy.Nodes, Anchors: cfg.Envoy.Anchors,
-		ModulesURL: cfg.Modules.URL, Runtime: cfg.Wasm.Runtime, HostEnvAllow: cfg.Wasm.HostEnvAllow,
+		ModulesURL: cfg.Modules.URL, InlineMax: int64(cfg.XDS.InlineMaxModule), Runtime: cfg.Wasm.Runtime, HostEnvAllow: cfg.Wasm.HostEnvAllow,
 		OnRevoked: cfg.Access.OnRevoked, WarmHold: cfg.XDS.WarmHold.Duration, Rotation: cfg.Access.Rotation.Duration,
 		RefreshAlways: cfg.Fetch.RefreshAlways.Duration, Preflight: cfg.Wasm.Preflight,
 		Fingerprints: root.Key(secret.ForFingerprints), URLs: root.Key(secret.ForURLs), Log: log,

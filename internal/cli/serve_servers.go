@@ -107,8 +107,8 @@ func (s *service) adminOptions() admin.Options {
 // opener opens modules for the module server.
 type opener struct{ engine *engine.Engine }
 
-func (o opener) OpenModule(token string) (io.ReadSeekCloser, serve.Module, error) {
-	f, info, err := o.engine.OpenModule(token)
+func (o opener) OpenModule(ctx context.Context, token string) (io.ReadSeekCloser, serve.Module, error) {
+	f, info, err := o.engine.OpenModule(ctx, token)
 	if errors.Is(err, engine.ErrNoModule) {
 		return nil, serve.Module{}, serve.ErrGone
 	}

@@ -57,6 +57,13 @@ type Config struct {
 	// Preflight says whether modules are tried before they ship: v1alpha1.PreflightOff
 	// (default), PreflightWarn or PreflightEnforce.
 	Preflight string
+	// InlineMax is the size in bytes up to and including which modules travel within xDS.
+	InlineMax int64
+	// Leads reports whether this replica is the one that the others follow; nil: there are
+	// no others. It must not wait. Reconsider says that it has changed.
+	Leads func() bool
+	// Others counts the proxies of other replicas; nil: there are none. It must not wait.
+	Others func(plugin.Key) xds.Counts
 	// Memory keeps what must be known again after a restart; nil: nothing is.
 	Memory Memory
 	// Log receives what happens; nil discards it.
@@ -119,6 +126,10 @@ type Engine struct {
 	tokens  tokens
 	running sync.Mutex // held by Run: one at a time
 
+	reconsider chan struct{}
+	changed    chan struct{}
+	waiters    chan struct{} // as many as wait for a module
+
 	world    *source.World
 	plugins  map[plugin.Key]*pluginState
 	order    []plugin.Key // of plugins, sorted
@@ -143,6 +154,10 @@ func New(cfg Config, rooms Rooms) *Engine {
 		files:   map[string]*envoyFile{},
 		streams: map[xds.StreamID]string{},
 		groups:  map[string]*group{},
+
+		reconsider: make(chan struct{}, 1),
+		changed:    make(chan struct{}, 1),
+		waiters:    make(chan struct{}, maxWaiters),
 	}
 	e.status.Store(&[]PluginStatus{})
 	return e
@@ -209,6 +224,9 @@ func (e *Engine) Run(ctx context.Context, worlds <-chan *source.World) error {
 		case <-e.rooms.Contents.Changes():
 			due.facts = true
 			mark()
+		case <-e.reconsider:
+			due.facts = true
+			mark()
 		case <-tried:
 			due.facts = true
 			mark()
@@ -262,6 +280,7 @@ func (e *Engine) turn(due marks, now time.Time) (next time.Time) {
 	if due.world != nil || due.facts {
 		e.retain()
 		e.remember()
+		e.announce()
 	} else if again := e.reported.Add(reportEvery); now.Before(again) {
 		// Proxies alone have news, thousands of them perhaps: their counts can wait.
 		if next.IsZero() || again.Before(next) {
@@ -277,6 +296,9 @@ func (e *Engine) turn(due marks, now time.Time) (next time.Time) {
 
 // reportEvery is how often statuses are made anew for what proxies say alone.
 const reportEvery = 100 * time.Millisecond
+
+// Changed tells one reader that statuses have been made anew since it last received.
+func (e *Engine) Changed() <-chan struct{} { return e.changed }
 
 // Ready reports whether the first complete plan has been made.
 func (e *Engine) Ready() bool { return e.ready.Load() }

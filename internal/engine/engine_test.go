@@ -217,46 +217,55 @@ type house struct {
 func build(t *testing.T, change func(*engine.Config), story func(*house)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		root, err := secret.NewRoot(make([]byte, secret.Size), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		key := root.Key(secret.ForFingerprints)
-		client, err := oci.NewClient(oci.Settings{Key: key, Registries: []oci.Registry{{Host: host}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer client.Close()
-		h := &house{
-			t:        t,
-			registry: &registry{key: key, tags: map[string]string{}, allowed: map[secret.Fingerprint]bool{}},
-			contents: &contents{modules: map[string]content.Module{}, problems: map[string]error{}, signed: map[string]string{}, changes: make(chan struct{}, 1)},
-			proxies: &proxies{
-				events: make(chan xds.Event, 16), groups: map[xds.StreamID]string{},
-				published: map[string]*xds.Snapshot{}, times: map[string]int{},
-			},
-			worlds: make(chan *source.World, 1),
-		}
-		h.registry.let(good, true)
-		h.now.Secrets = map[source.Key]*document.Secret{}
-		h.now.Invalid = map[source.Key][]v1alpha1.Finding{}
-		gate := access.New(h.registry, access.Config{})
-		cfg := engine.Config{
-			RootNamespace: "root", ModulesURL: "http://127.0.0.1:18001",
-			Fingerprints: key, URLs: root.Key(secret.ForURLs),
-		}
-		if change != nil {
-			change(&cfg)
-		}
-		h.engine = engine.New(cfg, engine.Rooms{Gate: gate, Contents: h.contents, Proxies: h.proxies, Registries: client})
-		ctx, cancel := context.WithCancel(t.Context())
-		var running sync.WaitGroup
-		running.Go(func() { _ = gate.Run(ctx) })
-		running.Go(func() { _ = h.engine.Run(ctx, h.worlds) })
+		h, leave := open(t, change)
 		story(h)
+		leave()
+	})
+}
+
+// open makes a house in the bubble it is called in. The caller calls leave at its end.
+func open(t *testing.T, change func(*engine.Config)) (h *house, leave func()) {
+	t.Helper()
+	root, err := secret.NewRoot(make([]byte, secret.Size), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := root.Key(secret.ForFingerprints)
+	client, err := oci.NewClient(oci.Settings{Key: key, Registries: []oci.Registry{{Host: host}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h = &house{
+		t:        t,
+		registry: &registry{key: key, tags: map[string]string{}, allowed: map[secret.Fingerprint]bool{}},
+		contents: &contents{modules: map[string]content.Module{}, problems: map[string]error{}, signed: map[string]string{}, changes: make(chan struct{}, 1)},
+		proxies: &proxies{
+			events: make(chan xds.Event, 16), groups: map[xds.StreamID]string{},
+			published: map[string]*xds.Snapshot{}, times: map[string]int{},
+		},
+		worlds: make(chan *source.World, 1),
+	}
+	h.registry.let(good, true)
+	h.now.Secrets = map[source.Key]*document.Secret{}
+	h.now.Invalid = map[source.Key][]v1alpha1.Finding{}
+	gate := access.New(h.registry, access.Config{})
+	cfg := engine.Config{
+		RootNamespace: "root", ModulesURL: "http://127.0.0.1:18001",
+		Fingerprints: key, URLs: root.Key(secret.ForURLs),
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	h.engine = engine.New(cfg, engine.Rooms{Gate: gate, Contents: h.contents, Proxies: h.proxies, Registries: client})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = gate.Run(ctx) })
+	running.Go(func() { _ = h.engine.Run(ctx, h.worlds) })
+	return h, func() {
 		cancel()
 		running.Wait()
-	})
+		client.Close()
+	}
 }
 
 // settle lets everything happen that needs no more than a second.

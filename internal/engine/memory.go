@@ -86,7 +86,10 @@ func (ps *pluginState) recall(r Remembered, now time.Time) {
 	if documentHash(v.spec) == r.Document && documentHash(ps.latest) == r.Document {
 		v.spec = ps.latest
 	}
-	ps.good, ps.ended = v, r.Runs.Ended
+	ps.good, ps.ended, ps.served = v, r.Runs.Ended, r.Epoch
+	if r.Runs.Ended && r.Epoch > 0 {
+		ps.served--
+	}
 	if !ps.valid {
 		ps.spec, ps.valid = v.spec, true
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -40,6 +41,8 @@ type ModuleInfo struct {
 type tokens struct {
 	mu        sync.RWMutex
 	open      map[string]opening
+	announced map[string]bool // what other replicas have opened, and this one has not yet
+	changed   chan struct{}   // closed when one is opened or announced; nil: nobody waits
 	downloads map[download]int64
 }
 
@@ -64,7 +67,34 @@ func (t *tokens) set(token string, k plugin.Key, v *version) (before opening) {
 	}
 	before = t.open[token]
 	t.open[token] = opening{k, v}
+	t.wake()
 	return before
+}
+
+// announce says which tokens are to be opened soon.
+func (t *tokens) announce(tokens map[string]bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.announced = tokens
+	t.wake()
+}
+
+func (t *tokens) wake() {
+	if t.changed != nil {
+		close(t.changed)
+		t.changed = nil
+	}
+}
+
+// watch says what is known of a token, and when to ask again.
+func (t *tokens) watch(token string) (v opening, open, announced bool, changed <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.changed == nil {
+		t.changed = make(chan struct{})
+	}
+	v, open = t.open[token]
+	return v, open, t.announced[token], t.changed
 }
 
 func (t *tokens) count(d download, by int64) int64 {
@@ -118,6 +148,7 @@ func how(v *version) xds.Delivery {
 // module is the delivery of what the plugin runs, with a URL if it needs one.
 func (e *Engine) module(ps *pluginState) xds.Delivery {
 	d := how(ps.good)
+	ps.served = ps.epoch
 	if d.Mode == xds.Remote {
 		ps.token = e.token(ps, ps.epoch)
 		e.openURL(ps)
@@ -150,11 +181,7 @@ func (e *Engine) closeURL(ps *pluginState) {
 func (e *Engine) kept(ps *pluginState) *xds.Delivery {
 	d := how(ps.good)
 	if d.Mode == xds.Remote {
-		epoch := ps.epoch
-		if ps.ended {
-			epoch--
-		}
-		d.URL = e.moduleURL(e.token(ps, epoch))
+		d.URL = e.moduleURL(e.token(ps, ps.served))
 	}
 	return &d
 }
@@ -163,15 +190,20 @@ func (e *Engine) moduleURL(token string) string { return e.cfg.ModulesURL + "/mo
 
 // token is the unguessable part of a module's URL, bound to plugin, digest and epoch.
 func (e *Engine) token(ps *pluginState, epoch uint64) string {
-	sum := e.cfg.URLs.Sum([]byte(ps.key.Namespace), []byte(ps.key.Name), []byte(ps.good.module.SHA256),
-		binary.BigEndian.AppendUint64(nil, epoch))
+	return e.tokenOf(ps.key, ps.good.module.SHA256, epoch)
+}
+
+func (e *Engine) tokenOf(k plugin.Key, sha256 string, epoch uint64) string {
+	sum := e.cfg.URLs.Sum([]byte(k.Namespace), []byte(k.Name), []byte(sha256), binary.BigEndian.AppendUint64(nil, epoch))
 	return hex.EncodeToString(sum[:])
 }
 
 // OpenModule opens the module behind a token of a module URL. It reads from disk and
-// returns ErrNoModule for a token that opens nothing. The caller closes the module.
-func (e *Engine) OpenModule(token string) (io.ReadSeekCloser, ModuleInfo, error) {
-	v, open := e.tokens.get(token)
+// returns ErrNoModule for a token that opens nothing. Among several replicas, it waits a
+// few seconds for one that another has given out and that is not at hand here yet. The
+// caller closes the module.
+func (e *Engine) OpenModule(ctx context.Context, token string) (io.ReadSeekCloser, ModuleInfo, error) {
+	v, open := e.await(ctx, token)
 	if !open {
 		return nil, ModuleInfo{}, ErrNoModule
 	}

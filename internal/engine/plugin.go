@@ -45,6 +45,9 @@ type pluginState struct {
 	delivery xds.Delivery
 	token    string // in the URL of good's module, for remote delivery
 	epoch    uint64 // grows with each end of a right
+	served   uint64 // the epoch under which good was delivered
+
+	published *source.Publication // by the leader; nil: nothing
 
 	runs       *RememberedVersion // of runsOf, as it was last remembered
 	runsOf     *version
@@ -128,6 +131,7 @@ func (e *Engine) setWorld(w *source.World, now time.Time) (n news) {
 			}
 		}
 		e.renew(ps, now)
+		e.follow(ps, w.Published[key], fresh)
 	}
 	if first && len(w.Unreadable) > 0 {
 		e.resurrect(seen, now)
@@ -352,9 +356,11 @@ func (e *Engine) lastGood(ps *pluginState) (access.Request, bool) {
 // end records that the right to what runs has ended, or that it has come back.
 func (e *Engine) end(ps *pluginState, ended bool) {
 	if ended && !ps.ended {
-		ps.epoch++ // the URLs given out are closed, and the next ones differ
 		e.closeURL(ps)
 		e.log.Warn("right ended", "plugin", ps.key, "reason", ps.outcome.reason)
+	}
+	if ended && ps.epoch == ps.served && e.leads() {
+		ps.epoch++ // the URLs given out are closed, and the next ones differ
 	}
 	ps.ended = ended
 }

@@ -141,7 +141,12 @@ func (e *Engine) pin(ps *pluginState, now time.Time) outcome {
 	if ps.pin.image != image {
 		ps.pin = pin{image: image}
 	}
-	if ps.pin.digest != "" && !ps.claim.always {
+	want := ""
+	if spec.SHA256 != "" {
+		want = "sha256:" + spec.SHA256
+	}
+	pinned := ps.pin.digest != "" && (want == "" || want == ps.pin.digest)
+	if pinned && (!ps.claim.always || e.follows(ps)) {
 		return outcome{image: image.At(ps.pin.digest)}
 	}
 	req := ps.request(image, false)
@@ -151,13 +156,13 @@ func (e *Engine) pin(ps *pluginState, now time.Time) outcome {
 	v := e.rooms.Gate.Check(req)
 	o := outcome{verdict: v}
 	if v.State != access.Allowed {
-		if ps.pin.digest == "" {
+		if !pinned {
 			return o.verdictIs(v)
 		}
 		o.image = image.At(ps.pin.digest)
 		return o
 	}
-	if want := "sha256:" + spec.SHA256; spec.SHA256 != "" && want != v.Digest {
+	if want != "" && want != v.Digest {
 		return o.because(refused, v1alpha1.ReasonDigestMismatch, "%s is %s, but spec.sha256 says %s: correct spec.sha256 or the tag", image, v.Digest, want)
 	}
 	if v.Digest != ps.pin.digest {

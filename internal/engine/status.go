@@ -39,6 +39,15 @@ type PluginStatus struct {
 	LastCheckedTime *time.Time  `json:"lastCheckedTime"`
 	NextCheckTime   *time.Time  `json:"nextCheckTime"`
 
+	// Resolved is what the tag of the plugin's url was resolved to, "" if it has none.
+	Resolved string `json:"resolved,omitempty"`
+	// ServedGeneration is the generation of the spec that what is served was made from.
+	ServedGeneration int64 `json:"servedGeneration,omitempty"`
+	// Epoch is part of what module URLs are made from, and ServedEpoch that of what is
+	// served: an earlier one where the right to it has ended.
+	Epoch       uint64 `json:"epoch,omitempty"`
+	ServedEpoch uint64 `json:"servedEpoch,omitempty"`
+
 	images []oci.Reference // for Images
 }
 
@@ -68,6 +77,10 @@ func (e *Engine) report(now time.Time) {
 		list = append(list, e.pluginStatus(e.plugins[key], now))
 	}
 	e.status.Store(&list)
+	select {
+	case e.changed <- struct{}{}:
+	default:
+	}
 }
 
 func (e *Engine) pluginStatus(ps *pluginState, now time.Time) PluginStatus {
@@ -75,7 +88,9 @@ func (e *Engine) pluginStatus(ps *pluginState, now time.Time) PluginStatus {
 		Namespace: ps.key.Namespace, Name: ps.key.Name, Generation: ps.latest.Generation,
 		URL:             v1alpha1.DisplayURL(ps.latest.Spec.URL),
 		Delivery:        ps.deliveryName(),
-		Proxies:         e.rooms.Proxies.Counts(ps.key),
+		Proxies:         e.counts(ps.key),
+		Resolved:        ps.pin.digest,
+		Epoch:           ps.epoch,
 		LastCheckedTime: timeOrNil(ps.outcome.verdict.CheckedAt),
 		NextCheckTime:   timeOrNil(ps.outcome.verdict.NextCheck),
 	}
@@ -89,6 +104,7 @@ func (e *Engine) pluginStatus(ps *pluginState, now time.Time) PluginStatus {
 	running := ps.good != nil && (!ps.ended || ps.delivery.Keep && !refused)
 	if running {
 		s.Digest, s.ModuleSHA256, s.Size = ps.good.image.Digest(), ps.good.module.SHA256, ps.good.module.Size
+		s.ServedGeneration, s.ServedEpoch = ps.good.spec.Generation, ps.served
 		if !ps.good.image.IsZero() {
 			s.images = append(s.images, ps.good.image)
 		}
@@ -100,6 +116,20 @@ func (e *Engine) pluginStatus(ps *pluginState, now time.Time) PluginStatus {
 	e.setConditions(ps, s, now)
 	s.Conditions = append([]Condition(nil), ps.conditions...)
 	return s
+}
+
+// counts are the proxies of all replicas.
+func (e *Engine) counts(k plugin.Key) xds.Counts {
+	n := e.rooms.Proxies.Counts(k)
+	if e.cfg.Others != nil {
+		o := e.cfg.Others(k)
+		n.Matched += o.Matched
+		n.Sent += o.Sent
+		n.Accepted += o.Accepted
+		n.Rejected += o.Rejected
+		n.Unproven += o.Unproven
+	}
+	return n
 }
 
 // deliveryName says how what runs reached the proxies that run it; a proxy that waits

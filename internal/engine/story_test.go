@@ -400,7 +400,7 @@ func TestALargeModuleTravelsByURLThatClosesWithTheRight(t *testing.T) {
 		h.connect("team-a")
 		h.wantDelivered("team-a", "auth", "remote")
 		token := h.token("team-a", "auth")
-		f, info, err := h.engine.OpenModule(token)
+		f, info, err := h.engine.OpenModule(t.Context(), token)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -411,7 +411,7 @@ func TestALargeModuleTravelsByURLThatClosesWithTheRight(t *testing.T) {
 		if s := h.status("team-a", "auth"); s.Downloads != 1 {
 			t.Errorf("downloads: %d", s.Downloads)
 		}
-		if _, _, err := h.engine.OpenModule(token + "0"); !errors.Is(err, engine.ErrNoModule) {
+		if _, _, err := h.engine.OpenModule(t.Context(), token+"0"); !errors.Is(err, engine.ErrNoModule) {
 			t.Errorf("another token: %v", err)
 		}
 		h.secret("team-a", "")
@@ -419,7 +419,7 @@ func TestALargeModuleTravelsByURLThatClosesWithTheRight(t *testing.T) {
 		if info.Stands() {
 			t.Error("the open module stands though the right has ended")
 		}
-		if _, _, err := h.engine.OpenModule(token); !errors.Is(err, engine.ErrNoModule) {
+		if _, _, err := h.engine.OpenModule(t.Context(), token); !errors.Is(err, engine.ErrNoModule) {
 			t.Errorf("after the end of the right: %v", err)
 		}
 		h.secret("team-a", good)
@@ -432,7 +432,7 @@ func TestALargeModuleTravelsByURLThatClosesWithTheRight(t *testing.T) {
 		if again == token {
 			t.Error("the URL of before the revocation opens the module again")
 		}
-		if _, _, err := h.engine.OpenModule(again); err != nil {
+		if _, _, err := h.engine.OpenModule(t.Context(), again); err != nil {
 			t.Errorf("the new URL: %v", err)
 		}
 	})

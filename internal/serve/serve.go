@@ -4,6 +4,7 @@
 package serve
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -39,9 +40,10 @@ type Module struct {
 }
 
 // Opener opens the module that a token is for. It returns ErrGone if there is none, and
-// any other error if the bytes cannot be had at the moment.
+// any other error if the bytes cannot be had at the moment. It may wait for a while, and
+// no longer than ctx.
 type Opener interface {
-	OpenModule(token string) (io.ReadSeekCloser, Module, error)
+	OpenModule(ctx context.Context, token string) (io.ReadSeekCloser, Module, error)
 }
 
 // Options are the optional parts of a Handler. The zero value has none.
@@ -97,7 +99,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, http.StatusMethodNotAllowed)
 		return
 	}
-	body, module, err := h.opener.OpenModule(token)
+	body, module, err := h.opener.OpenModule(r.Context(), token)
 	switch {
 	case errors.Is(err, ErrGone):
 		h.refuse(w, http.StatusNotFound)

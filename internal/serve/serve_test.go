@@ -2,6 +2,7 @@ package serve
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -43,7 +44,7 @@ type file struct {
 
 func (f file) Close() error { f.closed.Add(1); return nil }
 
-func (s *shelf) OpenModule(t string) (io.ReadSeekCloser, Module, error) {
+func (s *shelf) OpenModule(_ context.Context, t string) (io.ReadSeekCloser, Module, error) {
 	if s.fault != nil {
 		return nil, Module{}, s.fault
 	}
@@ -203,7 +204,7 @@ type fileShelf struct {
 	stands func() bool
 }
 
-func (s fileShelf) OpenModule(string) (io.ReadSeekCloser, Module, error) {
+func (s fileShelf) OpenModule(context.Context, string) (io.ReadSeekCloser, Module, error) {
 	f, err := os.Open(s.path)
 	if err != nil {
 		return nil, Module{}, err

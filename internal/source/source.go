@@ -53,6 +53,8 @@ type Publication struct {
 	ServedGeneration int64
 	// Epoch is part of what the module's URL is made from.
 	Epoch uint64
+	// ServedEpoch is that of what is served: an earlier one where the right to it has ended.
+	ServedEpoch uint64
 }
 
 // Plugin returns the plugin named k, or nil.
