@@ -134,8 +134,17 @@ func (g *Gate) at(t int64) time.Time {
 }
 
 // Changes returns a channel of capacity 1 that receives when a verdict changed, or a
-// tag was asked again, since it was last received from.
+// tag was asked again, since it was last received from. It is for one receiver; others
+// have Changed.
 func (g *Gate) Changes() <-chan struct{} { return g.changes }
+
+// Changed returns a channel that is closed at the next of these changes after the call.
+// Any number of readers may wait for it: take it first, then Check, then wait.
+func (g *Gate) Changed() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.changed
+}
 
 // notify tells of a change. Gate.mu is held.
 func (g *Gate) notify() {

@@ -50,7 +50,7 @@ var rooms = []room{
 		"internal/source", "internal/document", "internal/secret", "internal/reference", "api/..."},
 		"it joins rooms; where resources come from and who asks it, it is told"},
 	{"internal/controller/...", []string{"internal/source/...", "internal/engine", "internal/placement", "internal/content",
-		"internal/access", "internal/oci", "internal/secret", "internal/reference", "api/..."},
+		"internal/access", "internal/oci", "internal/secret", "internal/reference", "internal/document", "api/..."},
 		"one small package per controller, none of which knows Envoy"},
 	{"internal/cli/...", []string{"internal/...", "api/...", "modules/..."}, "all the wiring"},
 	{"internal/canary/...", []string{"internal/secret"}, "a watcher for tests of every room"},

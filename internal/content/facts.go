@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/stileproject/stile/internal/access"
+	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/store"
 )
 
@@ -35,13 +36,10 @@ func (c *Contents) Facts(ctx context.Context, p access.Proof) (Facts, error) {
 	if !p.Stands() {
 		return Facts{}, ErrNotProven
 	}
-	name := factsName(p.Digest())
-	if r, ok := c.store.Get(p.Source(), name); ok {
-		var f Facts
-		if json.Unmarshal(r.Data, &f) == nil {
-			return f, nil
-		}
+	if f, ok := c.KnownFacts(p); ok {
+		return f, nil
 	}
+	name := factsName(p.Digest())
 	f, err := c.fetchFacts(ctx, p)
 	if err != nil {
 		return Facts{}, problemOf(err)
@@ -56,6 +54,20 @@ func (c *Contents) Facts(ctx context.Context, p access.Proof) (Facts, error) {
 	return f, nil
 }
 
+// KnownFacts returns what Facts would, if that needs neither a request nor the disk. It
+// never waits; false says that the proof does not stand or that nothing is here.
+func (c *Contents) KnownFacts(p access.Proof) (Facts, bool) {
+	if !p.Stands() {
+		return Facts{}, false
+	}
+	r, ok := c.store.Get(p.Source(), factsName(p.Digest()))
+	if !ok {
+		return Facts{}, false
+	}
+	var f Facts
+	return f, json.Unmarshal(r.Data, &f) == nil
+}
+
 func (c *Contents) fetchFacts(ctx context.Context, p access.Proof) (Facts, error) {
 	m, raw, err := c.fetchManifest(ctx, p, p.Digest())
 	if err != nil {
@@ -63,7 +75,12 @@ func (c *Contents) fetchFacts(ctx context.Context, p access.Proof) (Facts, error
 	}
 	f := Facts{Digest: p.Digest(), MediaType: m.MediaType, Size: int64(len(raw.Raw)), Platforms: []Platform{}}
 	if m.index {
-		f.Platforms = append(f.Platforms, m.platforms()...)
+		under := &following{contents: c, proof: p}
+		if err := under.index(ctx, m, 1); err != nil {
+			return Facts{}, err
+		}
+		f.Platforms = append(f.Platforms, sortedPlatforms(under.platforms)...)
+		f.Bundle = under.bundle && len(under.platforms) == 0
 		for _, pl := range f.Platforms {
 			f.Wasm = f.Wasm || pl.Architecture == "wasm"
 		}
@@ -76,12 +93,73 @@ func (c *Contents) fetchFacts(ctx context.Context, p access.Proof) (Facts, error
 	if err != nil {
 		return Facts{}, err
 	}
-	if config.OS != "" && config.Architecture != "" && config.OS != "unknown" {
-		f.Platforms = append(f.Platforms, Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant})
-	}
+	f.Platforms = append(f.Platforms, config.platforms()...)
 	f.Wasm = f.Wasm || config.Architecture == "wasm"
 	_, f.Bundle = config.Config.Labels[bundleLabel]
 	return f, nil
+}
+
+// platforms returns the one that the config names, or none.
+func (c imageConfig) platforms() []Platform {
+	if c.OS == "" || c.Architecture == "" || c.OS == "unknown" || c.Architecture == "unknown" {
+		return nil
+	}
+	return []Platform{{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}}
+}
+
+// maxFollowed bounds the manifests that are read because an index does not say what
+// platform they are for.
+const maxFollowed = 16
+
+// following collects the platforms of an index. An entry without a platform is legal: an
+// index in the index, an image whose config says it, or something that is no image.
+type following struct {
+	contents  *Contents
+	proof     access.Proof
+	read      int
+	platforms []Platform
+	bundle    bool
+}
+
+func (f *following) index(ctx context.Context, m manifest, depth int) error {
+	f.platforms = append(f.platforms, m.platforms()...)
+	for _, d := range m.Manifests {
+		if named := d.Platform != nil && d.Platform.OS != "" && d.Platform.Architecture != ""; named || !d.image() || d.ArtifactType != "" {
+			continue
+		}
+		if f.read++; f.read > maxFollowed {
+			return invalid("the index has more than %d entries without a platform: have it name them", maxFollowed)
+		}
+		under, _, err := f.contents.fetchManifest(ctx, f.proof, d.Digest)
+		switch {
+		case oci.KindOf(err) == oci.NotFound:
+			continue // a sparse index: nobody can run what the repository does not have
+		case err != nil:
+			return err
+		case under.index && depth == maxIndexes:
+			return invalid("the index leads to an index, %d times: give one that leads to manifests", maxIndexes)
+		case under.index:
+			err = f.index(ctx, under, depth+1)
+		default:
+			err = f.manifest(ctx, under)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *following) manifest(ctx context.Context, m manifest) error {
+	config, err := f.contents.fetchConfig(ctx, f.proof, m.Config)
+	if err != nil {
+		return err
+	}
+	f.platforms = append(f.platforms, config.platforms()...)
+	if _, bundle := config.Config.Labels[bundleLabel]; bundle {
+		f.bundle = true
+	}
+	return nil
 }
 
 // fetchConfig reads the config of an image. One that is no JSON object, or none at all

@@ -256,8 +256,19 @@ func TestFacts(t *testing.T) {
 	attestation["annotations"] = doc{"vnd.docker.reference.type": "attestation-manifest"}
 	index := r.put("p", typeOCIIndex, mustJSON(doc{"schemaVersion": 2, "mediaType": typeOCIIndex, "manifests": []doc{
 		at("linux", "arm64", "v8"), attestation, at("linux", "amd64", ""), at("linux", "amd64", ""),
-		{"mediaType": typeOCIManifest, "digest": module, "size": 1}, // no platform
+		{"mediaType": typeOCIManifest, "digest": image, "size": 1}, // no platform: its config says it
 	}}))
+	nested := r.put("p", typeOCIIndex, mustJSON(doc{"schemaVersion": 2, "mediaType": typeOCIIndex, "manifests": []doc{
+		at("windows", "amd64", ""),
+		{"mediaType": typeOCIIndex, "digest": index, "size": 1},
+		{"mediaType": typeOCIManifest, "digest": odd, "size": 1},                                                    // its config says nothing
+		{"mediaType": typeOCIManifest, "digest": "sha256:" + strings.Repeat("0", 64), "size": 1},                    // not there: a sparse index
+		{"mediaType": typeOCIManifest, "digest": module, "size": 1, "artifactType": "application/vnd.example.sbom"}, // a referrer
+	}}))
+	loop := nested
+	for range maxIndexes {
+		loop = r.put("p", typeOCIIndex, mustJSON(doc{"schemaVersion": 2, "mediaType": typeOCIIndex, "manifests": []doc{{"mediaType": typeOCIIndex, "digest": loop, "size": 1}}}))
+	}
 	for _, row := range []struct {
 		story, digest, want string
 	}{
@@ -266,6 +277,7 @@ func TestFacts(t *testing.T) {
 		{"operator bundle", bundle, `{"mediaType":"` + typeOCIManifest + `","platforms":[{"os":"linux","architecture":"amd64"}],"wasm":false,"bundle":true}`},
 		{"config that says nothing", odd, `{"mediaType":"` + typeOCIManifest + `","platforms":[],"wasm":true}`},
 		{"index", index, `{"mediaType":"` + typeOCIIndex + `","platforms":[{"os":"linux","architecture":"amd64"},{"os":"linux","architecture":"arm64","variant":"v8"}],"wasm":false}`},
+		{"index in an index", nested, `{"mediaType":"` + typeOCIIndex + `","platforms":[{"os":"linux","architecture":"amd64"},{"os":"linux","architecture":"arm64","variant":"v8"},{"os":"windows","architecture":"amd64"}],"wasm":false}`},
 	} {
 		t.Run(row.story, func(t *testing.T) {
 			p := w.prove("team-a", r.host()+"/p@"+row.digest)
@@ -284,6 +296,8 @@ func TestFacts(t *testing.T) {
 			}
 		})
 	}
+	_, err := w.contents.Facts(testContext(t), w.prove("team-a", r.host()+"/p@"+loop))
+	wantProblem(t, err, ReasonModuleInvalid)
 	if n := r.count("/blobs/" + digestOf(tarGz("plugin.wasm", wasmtest.Named("facts")))); n != 0 {
 		t.Error("a layer was fetched for facts")
 	}
