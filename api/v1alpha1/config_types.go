@@ -204,8 +204,11 @@ type ModulesConfig struct {
 
 // AdminConfig is the server of /api/v1 and profiles.
 type AdminConfig struct {
-	// address, host:port, to listen on; loopback, unless callers can prove themselves to a Kubernetes API.
+	// address, host:port, to listen on; off loopback, callers prove themselves by a client
+	// certificate of tls.clientCAFile or by a Kubernetes token.
 	Address string `json:"address"`
+	// tls of the server. Off loopback without it, tokens cross the network in clear.
+	TLS TLSConfig `json:"tls"`
 }
 
 // HealthConfig is the server of /livez, /readyz and /metrics.

@@ -169,8 +169,9 @@ func (c *Config) validateServers(f *findings) {
 	if err != nil || u.Scheme != SchemeHTTP && u.Scheme != SchemeHTTPS || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		f.invalid("modules.url", "must be http(s)://host[:port][/path], by which proxies reach modules.address")
 	}
-	if listenAddress(f, "admin.address", c.Admin.Address) && !isLoopback(c.Admin.Address) && c.Resources.Kubernetes == nil {
-		f.invalid("admin.address", "must be loopback: off it, callers prove themselves by a Kubernetes token, which needs resources.kubernetes")
+	serverTLS(f, "admin.tls", c.Admin.TLS)
+	if listenAddress(f, "admin.address", c.Admin.Address) && !isLoopback(c.Admin.Address) && c.Admin.TLS.ClientCAFile == "" && c.Resources.Kubernetes == nil {
+		f.invalid("admin.address", "must be loopback: off it, callers prove themselves by a client certificate, which needs admin.tls.clientCAFile, or by a Kubernetes token, which needs resources.kubernetes")
 	}
 	if c.Health.Address != "" {
 		listenAddress(f, "health.address", c.Health.Address)

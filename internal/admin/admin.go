@@ -1,6 +1,6 @@
 // Package admin is how operators ask a running stile what it does. Its one rule: it
-// shows, and takes one order (ask again now), to loopback alone; nothing it shows is a
-// credential or opens anything.
+// shows, and takes one order (ask again now), to those who reach loopback or prove that
+// they may; nothing it shows is a credential or opens anything.
 package admin
 
 import (
@@ -28,6 +28,12 @@ var (
 	ErrInvalid = errors.New("the name is malformed")                         // 400
 )
 
+// The errors of Options.Admit that have an HTTP status of their own; any other is 503.
+var (
+	ErrNobody    = errors.New("the caller does not say who it is") // 401
+	ErrForbidden = errors.New("the caller may not do this")        // 403
+)
+
 // Rechecker asks registries again. Its methods do not wait for the answers.
 type Rechecker interface {
 	// RecheckPlugin asks again for the image of the plugin namespace/name.
@@ -50,20 +56,19 @@ type Options struct {
 	Ready                    []Check
 	Gatherer                 prometheus.Gatherer // nil: /metrics is empty
 	Log                      *slog.Logger        // nil: no log
+	// Admit says whether a caller may do what it asks of New's handler; nil: whoever reaches
+	// the address may, which must then be loopback. Probes are answered to everybody.
+	Admit func(*http.Request) error
 }
 
-// CheckAddress refuses addresses that hosts other than this one could reach: the admin
-// API has no authentication yet.
-func CheckAddress(address string) error {
+// Local reports whether only this machine can reach an address, host:port.
+func Local(address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return fmt.Errorf("admin.address: %q is not host:port", address)
+		return false
 	}
-	if ip, err := netip.ParseAddr(host); host == "localhost" || (err == nil && ip.Unmap().IsLoopback()) {
-		return nil
-	}
-	return fmt.Errorf("admin.address: %q can be reached from other hosts, and the admin API asks nobody who they are: use 127.0.0.1 or [::1]; "+
-		"for probes and metrics from elsewhere set health.address", address)
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
 // Health returns the handler of /livez, /readyz and /metrics alone, which may be
@@ -75,8 +80,8 @@ func Health(o Options) http.Handler {
 }
 
 // New returns the handler of the whole admin address: health, the API and profiles. It
-// answers only requests whose Host is an IP address or localhost, and none that a page of
-// another origin makes a browser send.
+// answers no request that a page of another origin makes a browser send. Without
+// Options.Admit it answers only those whose Host is an IP address or localhost.
 func New(o Options) http.Handler {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -93,7 +98,33 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return onlyLocalNames(http.NewCrossOriginProtection().Handler(mux))
+	reached := onlyLocalNames(mux)
+	if o.Admit != nil {
+		reached = o.admitted(mux)
+	}
+	return http.NewCrossOriginProtection().Handler(reached)
+}
+
+// admitted asks of everything but probes whether the caller may.
+func (o Options) admitted(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/livez" || r.URL.Path == "/readyz" && r.URL.RawQuery == "" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		err := o.Admit(r)
+		switch {
+		case err == nil:
+			next.ServeHTTP(w, r)
+		case errors.Is(err, ErrNobody):
+			w.Header().Set("WWW-Authenticate", `Bearer realm="stile"`)
+			fault(w, http.StatusUnauthorized, err.Error())
+		case errors.Is(err, ErrForbidden):
+			fault(w, http.StatusForbidden, err.Error())
+		default:
+			fault(w, http.StatusServiceUnavailable, err.Error())
+		}
+	})
 }
 
 // onlyLocalNames refuses requests that a browser was led to by a name: a stranger's

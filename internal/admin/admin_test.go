@@ -172,15 +172,45 @@ func TestHealth_ShowsNothingOfTheAPI(t *testing.T) {
 	}
 }
 
-func TestCheckAddress(t *testing.T) {
+func TestLocal(t *testing.T) {
 	t.Parallel()
 	got := map[string]bool{}
 	for _, a := range []string{"127.0.0.1:0", "[::1]:1", "localhost:1", "127.9.9.9:1", "0.0.0.0:1", ":1", "[::]:1", "10.0.0.1:1", "stile.example:1", "127.0.0.1", "[::ffff:127.0.0.1]:1"} {
-		got[a] = CheckAddress(a) == nil
+		got[a] = Local(a)
 	}
 	want := map[string]bool{"127.0.0.1:0": true, "[::1]:1": true, "localhost:1": true, "127.9.9.9:1": true, "0.0.0.0:1": false, ":1": false,
 		"[::]:1": false, "10.0.0.1:1": false, "stile.example:1": false, "127.0.0.1": false, "[::ffff:127.0.0.1]:1": true}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestAdmin_AsksWhoTheCallerIsWhereOthersReachIt(t *testing.T) {
+	t.Parallel()
+	ready := true
+	o := options(&ready)
+	var refused error
+	o.Admit = func(*http.Request) error { return refused }
+	h := New(o)
+	byName := func(r *http.Request) { r.Host = "stile.example" }
+	for _, row := range []struct {
+		refused error
+		target  string
+		want    int
+	}{
+		{nil, "/api/v1/plugins", 200},
+		{ErrNobody, "/api/v1/plugins", 401},
+		{fmt.Errorf("a token: %w", ErrForbidden), "/api/v1/plugins", 403},
+		{errors.New("no answer"), "/api/v1/plugins", 503},
+		{ErrNobody, "/metrics", 401},
+		{ErrNobody, "/debug/pprof/", 401},
+		{ErrNobody, "/readyz?verbose", 401},
+		{ErrNobody, "/readyz", 200},
+		{ErrNobody, "/livez", 200},
+	} {
+		refused = row.refused
+		if got, _ := ask(h, "GET", row.target, "", byName); got != row.want {
+			t.Errorf("%s with %v: want %d, got %d", row.target, row.refused, row.want, got)
+		}
 	}
 }

@@ -310,7 +310,7 @@ func resolvePaths(c *v1alpha1.Config, sources config.Sources, folder string) {
 	resolve("audit.file", &c.Audit.File)
 	resolve("webhook.certFile", &c.Webhook.CertFile)
 	resolve("webhook.keyFile", &c.Webhook.KeyFile)
-	for key, tls := range map[string]*v1alpha1.TLSConfig{"xds.tls": &c.XDS.TLS, "modules.tls": &c.Modules.TLS} {
+	for key, tls := range map[string]*v1alpha1.TLSConfig{"xds.tls": &c.XDS.TLS, "modules.tls": &c.Modules.TLS, "admin.tls": &c.Admin.TLS} {
 		resolve(key+".certFile", &tls.CertFile)
 		resolve(key+".keyFile", &tls.KeyFile)
 		resolve(key+".clientCAFile", &tls.ClientCAFile)

@@ -244,7 +244,7 @@ func TestConfigFile_OfTheContract(t *testing.T) {
 	t.Parallel()
 	for _, row := range decode[configReport](t, stile(t, nil, "config", "view", "--config", "testdata/contract.yaml", "-o", "json").want(t, OK).stdout).Values {
 		if row.Source == "default" && !slices.Contains([]string{"resources.kubernetes", "xds.tls.certFile", "xds.tls.keyFile", "xds.tls.clientCAFile",
-			"modules.tls.certFile", "modules.tls.keyFile", "modules.tls.clientCAFile", "placement.namespaceSelector.matchLabels",
+			"modules.tls.certFile", "modules.tls.keyFile", "modules.tls.clientCAFile", "admin.tls.certFile", "admin.tls.keyFile", "admin.tls.clientCAFile", "placement.namespaceSelector.matchLabels",
 			"placement.namespaceSelector.matchExpressions"}, row.Key) && !strings.HasPrefix(row.Key, "envoy.anchors") {
 			t.Errorf("%s is not in testdata/contract.yaml", row.Key)
 		}

@@ -22,7 +22,6 @@ import (
 
 	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/access"
-	"github.com/stileproject/stile/internal/admin"
 	"github.com/stileproject/stile/internal/cli/config"
 	"github.com/stileproject/stile/internal/content"
 	"github.com/stileproject/stile/internal/engine"
@@ -131,9 +130,6 @@ func (s *service) check() error {
 	}
 	if s.cfg.Placement.Enabled {
 		return fail(Usage, errors.New("placement.enabled: this version places no pods"), "set it to false")
-	}
-	if err := admin.CheckAddress(s.cfg.Admin.Address); err != nil {
-		return fail(Usage, err, "")
 	}
 	if s.cfg.XDS.TLS.ClientCAFile != "" && len(s.cfg.XDS.Identities) == 0 {
 		s.log.Warn("xds.identities is empty: whoever has a certificate of xds.tls.clientCAFile may be any proxy of any namespace")

@@ -23,22 +23,26 @@ import (
 // files are read again when they change; files that are broken then leave the last good
 // ones in force.
 func serverTLS(field string, c v1alpha1.TLSConfig, protocols ...string) (*tls.Config, error) {
-	if c.IsZero() {
+	return reloadingTLS(field, &reloading{files: c, protocols: protocols, clients: tls.RequireAndVerifyClientCert})
+}
+
+func reloadingTLS(field string, r *reloading) (*tls.Config, error) {
+	if r.files.IsZero() {
 		return nil, nil
 	}
-	r := &reloading{files: c, protocols: protocols}
 	first, err := r.load()
 	if err != nil {
 		return nil, fail(Usage, fmt.Errorf("%s: %w", field, err), "name PEM files that this user may read")
 	}
 	r.current = first
-	return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: protocols, GetConfigForClient: r.config}, nil
+	return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: r.protocols, GetConfigForClient: r.config}, nil
 }
 
 // reloading is a TLS configuration that follows its files.
 type reloading struct {
 	files     v1alpha1.TLSConfig
 	protocols []string
+	clients   tls.ClientAuthType // where clientCAFile is set
 
 	mu      sync.Mutex // guards what follows; reading the files happens under it, once per second at most
 	current *tls.Config
@@ -95,7 +99,7 @@ func (r *reloading) load() (*tls.Config, error) {
 		if !c.ClientCAs.AppendCertsFromPEM(pem) {
 			return nil, fmt.Errorf("clientCAFile %s: holds no certificate in PEM form", r.files.ClientCAFile)
 		}
-		c.ClientAuth = tls.RequireAndVerifyClientCert
+		c.ClientAuth = r.clients
 	}
 	r.stamps = stamps
 	return c, nil
