@@ -216,7 +216,9 @@ func (e *extension) module(d Delivery) *Resource {
 		return e.standIn()
 	}
 	return intern(ExtensionType, ResourceName(e.key), v, func() *Resource {
-		vary := func(n int) *anypb.Any { return mustAny(e.config(pluginConfig, d, n, true)) }
+		// A resource may be kept for long, and keeps no more of the input than it is made from.
+		own := &extension{key: e.key, spec: e.spec, in: &Input{Runtime: e.in.Runtime, EnvoyVersion: e.in.EnvoyVersion}}
+		vary := func(n int) *anypb.Any { return mustAny(own.config(pluginConfig, d, n, true)) }
 		remote := d.Mode == Remote
 		return &Resource{Plugin: e.key, Any: vary(0), vary: vary, remote: remote, plain: remote && !d.NackOnMiss, varied: &variation{}}
 	})

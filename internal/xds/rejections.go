@@ -4,14 +4,23 @@ import (
 	"container/list"
 	"maps"
 	"sync"
+	"weak"
 )
 
 const (
 	// maxRememberedNodes bounds the proxies whose refusals are remembered: the least lately
 	// seen is forgotten first. Forgetting costs one repeated refusal.
 	maxRememberedNodes = 20_000
-	// maxRememberedVersions bounds the refusals remembered of one proxy.
+	// maxRememberedVersions bounds the refusals remembered of one proxy, maxRemembered those of all:
+	// a few hundred bytes each.
 	maxRememberedVersions = 256
+	maxRemembered         = 100_000
+	// maxKeptBytes bounds the configuration, modules within, that is kept only so that a proxy which
+	// refused another version can be sent again what it ran before.
+	maxKeptBytes = 64 << 20
+	// keptOverhead is what a resource counts beside its bytes: it bounds their number to 4,096, and is
+	// more than any costs.
+	keptOverhead = 16 << 10
 )
 
 // rejections remembers, by proxy and over reconnects, which bytes it has refused. A proxy that
@@ -20,12 +29,23 @@ type rejections struct {
 	mu    sync.Mutex
 	nodes map[nodeKey]*list.Element // of *nodeRejections
 	order list.List                 // the most lately used first
+	total int                       // of versions, of all nodes
+
+	keptOrder list.List // of *Resource, the most lately kept first
+	keptBytes int
+	keeping   map[*Resource]*list.Element
 }
 
 type nodeRejections struct {
 	key      nodeKey
 	versions map[rejectionKey]rejection
-	loaded   map[string]loaded // extensions: what the proxy ran when it refused another version
+	loaded   map[string]keptLoaded // extensions: what the proxy ran when it refused another version
+}
+
+// keptLoaded is a loaded that keeps nothing in memory: a proxy that is long gone must not keep a module.
+type keptLoaded struct {
+	resource weak.Pointer[Resource]
+	try      int
 }
 
 type rejectionKey struct {
@@ -52,10 +72,16 @@ func (r *rejections) node(key nodeKey) *nodeRejections {
 	n := &nodeRejections{key: key}
 	r.nodes[key] = r.order.PushFront(n)
 	if r.order.Len() > maxRememberedNodes {
-		oldest := r.order.Remove(r.order.Back()).(*nodeRejections)
-		delete(r.nodes, oldest.key)
+		r.forgetOldest()
 	}
 	return n
+}
+
+// forgetOldest forgets the proxy that was seen least lately. r.mu is held.
+func (r *rejections) forgetOldest() {
+	oldest := r.order.Remove(r.order.Back()).(*nodeRejections)
+	delete(r.nodes, oldest.key)
+	r.total -= len(oldest.versions)
 }
 
 // add notes that a proxy refused a try of a version, and returns how often it has refused that
@@ -68,7 +94,8 @@ func (r *rejections) add(node nodeKey, k rejectionKey, try int, message string) 
 		n.versions = map[rejectionKey]rejection{}
 	}
 	versions := n.versions
-	if len(versions) >= maxRememberedVersions {
+	before := len(versions)
+	if _, known := versions[k]; !known && before >= maxRememberedVersions {
 		for other := range versions { // any one: each costs the same
 			delete(versions, other)
 			break
@@ -76,6 +103,10 @@ func (r *rejections) add(node nodeKey, k rejectionKey, try int, message string) 
 	}
 	count := versions[k].count + 1
 	versions[k] = rejection{tries: max(versions[k].tries, try+1), count: count, message: message}
+	r.total += len(versions) - before
+	for r.total > maxRemembered && r.order.Len() > 1 {
+		r.forgetOldest() // never n, which is the latest
+	}
 	return count
 }
 
@@ -96,10 +127,31 @@ func (r *rejections) keep(node nodeKey, name string, good loaded) {
 	defer r.mu.Unlock()
 	n := r.node(node)
 	if n.loaded == nil {
-		n.loaded = map[string]loaded{}
+		n.loaded = map[string]keptLoaded{}
 	}
-	n.loaded[name] = good
+	n.loaded[name] = keptLoaded{weak.Make(good.resource), good.try}
+	r.keepAlive(good.resource)
 }
+
+// keepAlive keeps a resource in memory while it is among those lately kept. r.mu is held.
+func (r *rejections) keepAlive(x *Resource) {
+	if e := r.keeping[x]; e != nil {
+		r.keptOrder.MoveToFront(e)
+		return
+	}
+	if r.keeping == nil {
+		r.keeping = map[*Resource]*list.Element{}
+	}
+	r.keeping[x] = r.keptOrder.PushFront(x)
+	r.keptBytes += keptCost(x)
+	for r.keptBytes > maxKeptBytes && r.keptOrder.Len() > 1 {
+		oldest := r.keptOrder.Remove(r.keptOrder.Back()).(*Resource)
+		delete(r.keeping, oldest)
+		r.keptBytes -= keptCost(oldest)
+	}
+}
+
+func keptCost(x *Resource) int { return len(x.Any.GetValue()) + keptOverhead }
 
 func (r *rejections) kept(node nodeKey, name string) (loaded, bool) {
 	r.mu.Lock()
@@ -109,7 +161,8 @@ func (r *rejections) kept(node nodeKey, name string) (loaded, bool) {
 		return loaded{}, false
 	}
 	good, ok := e.Value.(*nodeRejections).loaded[name]
-	return good, ok
+	resource := good.resource.Value()
+	return loaded{resource, good.try}, ok && resource != nil
 }
 
 // forgive forgets that a proxy refused a resource, or the set that it was in, and reports
@@ -126,6 +179,7 @@ func (r *rejections) forgive(node nodeKey, kind int, name string) bool {
 	maps.DeleteFunc(versions, func(k rejectionKey, _ rejection) bool {
 		return k.kind == kind && (k.name == name || k.name == "")
 	})
+	r.total -= before - len(versions)
 	return len(versions) < before
 }
 
@@ -138,10 +192,11 @@ func (r *rejections) forget(node nodeKey, kind int) {
 	if e == nil {
 		return
 	}
-	versions := e.Value.(*nodeRejections).versions
-	for k := range versions {
-		if k.kind == kind {
-			delete(versions, k)
-		}
+	n := e.Value.(*nodeRejections)
+	before := len(n.versions)
+	maps.DeleteFunc(n.versions, func(k rejectionKey, _ rejection) bool { return k.kind == kind })
+	r.total -= before - len(n.versions)
+	if kind == extensions {
+		n.loaded = nil // it runs nothing
 	}
 }

@@ -1,19 +1,24 @@
 package xds_test
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
+	"runtime/pprof"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/stileproject/stile/internal/plugin"
 	"github.com/stileproject/stile/internal/xds"
+	"github.com/stileproject/stile/internal/xds/xdstest"
 )
 
 // TestSoak has proxies come, go and refuse while plugins change, for as long as STILE_SOAK says, and then wants the
@@ -53,13 +58,30 @@ func TestSoak(t *testing.T) {
 	for i := range groups {
 		server.Publish(fmt.Sprint(i), loadSnapshot(t, file, i, 0))
 	}
-	clients := make([]*loadClient, proxies)
+	members := make([]*xdstest.Member, proxies)
+	var refusals atomic.Int64
 	connect := func(i, incarnation int) {
-		clients[i] = &loadClient{node: plugin.Node{ID: fmt.Sprintf("%d-%d", i, incarnation%50), Cluster: fmt.Sprint(i % groups), Namespace: "team-a"}, have: map[string]map[string]string{}}
-		clients[i].open(listener.Addr().String(), true, func(*discoveryv3.DeltaDiscoveryResponse) {}, func() {})
+		m := loadMember(i, incarnation%5)
+		m.Node.Cluster = fmt.Sprint(i % groups)
+		m.Names = loadMember(i%groups, 0).Names
+		if i%3 == 0 { // every second version of the plugin that changes, which then stands in or stays as it was
+			m.Refuse = func(r *discoveryv3.Resource) bool {
+				v := r.GetVersion()
+				refuses := r.GetName() == m.Names[0] && !strings.HasPrefix(v, "standin") && v[0] < '8'
+				if refuses {
+					refusals.Add(1)
+				}
+				return refuses
+			}
+		}
+		done, err := m.Open(listener.Addr().String(), insecure.NewCredentials())
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-done
+		members[i] = m
 	}
-	leave := func(i int) { clients[i].cancel(); _ = clients[i].conn.Close() }
-	for i := range clients {
+	for i := range members {
 		connect(i, 0)
 	}
 	measure := func() (goroutines, descriptors int, heap uint64) {
@@ -73,7 +95,7 @@ func TestSoak(t *testing.T) {
 		for time.Since(began) < until {
 			rounds++
 			i := rand.IntN(proxies)
-			leave(i)
+			members[i].Close()
 			connect(i, rounds)
 			server.Publish(fmt.Sprint(i%groups), loadSnapshot(t, file, i%groups, rounds))
 		}
@@ -84,10 +106,19 @@ func TestSoak(t *testing.T) {
 	churn(length)
 	goroutines2, descriptors2, heap2 := measure()
 	t.Logf("after %v, %d rounds: %d goroutines, %d descriptors, heap %.1f MiB", time.Since(began).Round(time.Second), rounds, goroutines2, descriptors2, float64(heap2)/(1<<20))
+	if name := os.Getenv("STILE_SOAK_HEAP"); name != "" { // where it went, for go tool pprof
+		if f, err := os.Create(name); err == nil {
+			_ = errors.Join(pprof.WriteHeapProfile(f), f.Close())
+		}
+	}
 	if goroutines2 > goroutines+goroutines/20 || descriptors2 > descriptors+10 || heap2 > heap+heap/5+4<<20 {
 		t.Error("something grows")
 	}
-	for i := range clients {
-		leave(i)
+	if refusals.Load() == 0 {
+		t.Error("nobody has refused anything")
+	}
+	t.Logf("%d refusals", refusals.Load())
+	for _, m := range members {
+		m.Close()
 	}
 }
