@@ -1,0 +1,268 @@
+package status
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+)
+
+// term is one time of leading, from taking the lead to losing it.
+type term struct {
+	*Writer
+	queue  workqueue.TypedRateLimitingInterface[key]
+	stores []cache.Indexer
+
+	book    sync.Mutex // guards plugins
+	plugins map[key]*progress
+}
+
+// progress is what this term knows of one plugin. The queue lets one worker have it at a time.
+type progress struct {
+	latest  object    // the answer to our last write, until the watch shows it or something newer
+	written time.Time // when we wrote last
+	flips   float64   // turns of Programmed that may still be told at once
+	counted time.Time // when flips was right
+	told    map[string]told
+
+	// What the API server did not keep as it was written, and what it has instead: writing
+	// it again would be for ever.
+	sent, got report
+}
+
+// watch follows the stored plugins: what somebody else makes of a status is seen, too.
+func (t *term) watch(ctx context.Context, all *sync.WaitGroup) {
+	namespaces := t.cfg.Namespaces
+	if len(namespaces) == 0 {
+		namespaces = []string{metav1.NamespaceAll}
+	}
+	enqueue := func(o any) {
+		if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
+			o = gone.Obj
+		}
+		if u, ok := o.(*unstructured.Unstructured); ok {
+			t.queue.Add(key{u.GetNamespace(), u.GetName()})
+		}
+	}
+	for _, namespace := range namespaces {
+		informer := dynamicinformer.NewFilteredDynamicInformer(t.client, resource, namespace, 0, cache.Indexers{}, nil).Informer()
+		// The errors of these are that the informer runs already.
+		_ = informer.SetTransform(slim)
+		_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: enqueue, DeleteFunc: enqueue, UpdateFunc: func(_, o any) { enqueue(o) }})
+		t.stores = append(t.stores, informer.GetIndexer())
+		all.Go(func() { informer.RunWithContext(ctx) })
+	}
+}
+
+// slim keeps what a status takes, and drops the rest: a spec may be large.
+func slim(o any) (any, error) {
+	u, ok := o.(*unstructured.Unstructured)
+	if !ok {
+		return o, nil
+	}
+	metadata, _ := u.Object["metadata"].(map[string]any)
+	kept := map[string]any{}
+	for _, field := range []string{"namespace", "name", "uid", "resourceVersion", "generation"} {
+		if v, ok := metadata[field]; ok {
+			kept[field] = v
+		}
+	}
+	slim := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": u.Object["apiVersion"], "kind": u.Object["kind"], "metadata": kept}}
+	if status, ok := u.Object["status"]; ok {
+		slim.Object["status"] = status
+	}
+	return slim, nil
+}
+
+func (t *term) work(ctx context.Context) {
+	for {
+		k, shutdown := t.queue.Get()
+		if shutdown {
+			return
+		}
+		t.turn(ctx, k)
+		t.queue.Done(k)
+	}
+}
+
+// turn brings one status up to date, or sees to it that another turn comes.
+func (t *term) turn(ctx context.Context, k key) {
+	want, known := t.want(k)
+	have, stored := t.stored(k)
+	if !stored {
+		t.forget(k)
+		return
+	}
+	if !known || want.Generation != have.Generation {
+		return // the engine will speak of it, or the watch will show it
+	}
+	p := t.progress(k, have)
+	if newer(p.latest.Version, have.Version) && p.latest.UID == have.UID {
+		have = p.latest
+	}
+	wait, err := t.settle(ctx, k, p, have, want)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		t.metrics.writes.WithLabelValues(resultFailed).Inc()
+		t.log.Warn("status cannot be written, it is tried again", "plugin", k.String(), "error", err)
+		t.queue.AddRateLimited(k)
+	default:
+		t.queue.Forget(k)
+		if wait > 0 {
+			t.queue.AddAfter(k, wait)
+		}
+	}
+}
+
+// maxConflicts is how often a turn reads again before it lets others go first.
+const maxConflicts = 5
+
+// settle writes if there is anything to write now; else it returns how long that waits.
+func (t *term) settle(ctx context.Context, k key, p *progress, have object, want report) (time.Duration, error) {
+	plugins := t.client.Resource(resource).Namespace(k.namespace)
+	for conflicts := 0; ; conflicts++ {
+		now := time.Now()
+		// An epoch never goes back: URLs that were closed would open again.
+		want.Epoch = max(want.Epoch, have.Report.Epoch)
+		wait := p.due(have.Report.changeTo(want), now)
+		if have.Report.same(p.got) && want.same(p.sent) {
+			wait = never
+		}
+		if wait != 0 || !t.cfg.Leads() {
+			return max(0, wait), nil
+		}
+		body := have.patch(want, now)
+		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+		u, err := plugins.Patch(ctx, k.name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: fieldManager}, "status")
+		switch {
+		case apierrors.IsConflict(err) && conflicts < maxConflicts:
+			t.metrics.writes.WithLabelValues(resultConflict).Inc()
+			u, err = plugins.Get(ctx, k.name, metav1.GetOptions{})
+			cancel()
+			if err != nil {
+				return 0, t.unlessGone(k, err)
+			}
+			have = read(u)
+			if have.Generation != want.Generation {
+				return 0, nil // the watch will show it
+			}
+			continue
+		case err != nil:
+			cancel()
+			if apierrors.IsInvalid(err) {
+				p.notKept(want, have) // it would be refused for ever
+			}
+			return 0, t.unlessGone(k, err)
+		}
+		cancel()
+		t.metrics.writes.WithLabelValues(resultWritten).Inc()
+		t.log.Log(ctx, slog.LevelDebug, "status is written", "plugin", k.String(), "conditions", len(want.Conditions))
+		have = read(u)
+		p.wrote(have, now)
+		if have.Report.changeTo(want) != none {
+			p.notKept(want, have)
+			t.log.Warn("the API server keeps another status than was written: compare the WasmPlugin CRD and webhooks with stile's", "plugin", k.String())
+		}
+		t.tell(k, have, want, p)
+		return 0, nil
+	}
+}
+
+// fieldManager is how stile is called in managedFields.
+const fieldManager = "stile"
+
+// unlessGone takes a deleted plugin for what it is.
+func (t *term) unlessGone(k key, err error) error {
+	if apierrors.IsNotFound(err) {
+		t.metrics.writes.WithLabelValues(resultGone).Inc()
+		t.forget(k)
+		return nil
+	}
+	return err
+}
+
+// never is a wait for something that is no time.
+const never = -1
+
+// due returns how long a change has to wait: 0 is not at all, never is until something
+// happens.
+func (p *progress) due(c change, now time.Time) time.Duration {
+	p.flips = min(flipBurst, p.flips+float64(now.Sub(p.counted))/float64(countsEvery))
+	p.counted = now
+	switch c {
+	case none:
+		return never
+	case major:
+		return 0
+	case flip:
+		if p.flips >= 1 {
+			p.flips--
+			return 0
+		}
+		return max(time.Millisecond, time.Duration((1-p.flips)*float64(countsEvery)))
+	}
+	if since := now.Sub(p.written); since < countsEvery {
+		return countsEvery - since
+	}
+	return 0
+}
+
+func (p *progress) wrote(o object, now time.Time) {
+	p.latest, p.written = o, now
+	p.sent, p.got = report{}, report{}
+}
+
+func (p *progress) notKept(want report, have object) { p.sent, p.got = want, have.Report }
+
+// stored returns what the watch last showed.
+func (t *term) stored(k key) (object, bool) {
+	for _, s := range t.stores {
+		if o, ok, _ := s.GetByKey(k.String()); ok {
+			if u, ok := o.(*unstructured.Unstructured); ok {
+				return read(u), true
+			}
+		}
+	}
+	return object{}, false
+}
+
+// newer reports whether version a is after b; what cannot be compared is not.
+func newer(a, b string) bool {
+	n, err := resourceversion.CompareResourceVersion(a, b)
+	return err == nil && n > 0
+}
+
+// progress returns what is known of a plugin. What its status says already was told by
+// whoever wrote it.
+func (t *term) progress(k key, have object) *progress {
+	t.book.Lock()
+	defer t.book.Unlock()
+	p := t.plugins[k]
+	if p == nil || p.latest.UID != have.UID {
+		p = &progress{latest: have, flips: flipBurst, counted: time.Now(), told: map[string]told{}}
+		for _, c := range have.Report.Conditions {
+			p.told[c.Type] = told{c.Reason, c.Generation}
+		}
+		t.plugins[k] = p
+	}
+	return p
+}
+
+func (t *term) forget(k key) {
+	t.book.Lock()
+	delete(t.plugins, k)
+	t.book.Unlock()
+	t.queue.Forget(k)
+}
