@@ -100,14 +100,17 @@ func configAnswer(values []config.Value) answer {
 // shortFlags are the flags whose name is not the path of their key.
 var shortFlags = map[string]string{
 	"resources.directory": "resources",
-	"envoy.directory":     "envoy",
-	"store.directory":     "store",
+
+	"resources.kubernetes.kubeconfig": "kubeconfig",
+	"resources.kubernetes.context":    "context",
+	"envoy.directory":                 "envoy",
+	"store.directory":                 "store",
 }
 
 // shownFlags are the flags of the configuration that --help lists; the others exist all
 // the same, and "stile config view -o wide" lists them.
 var shownFlags = []string{
-	"resources.directory", "envoy.directory", "envoy.default", "store.directory", "rootNamespace", "keys.file",
+	"resources.directory", "resources.kubernetes.kubeconfig", "resources.kubernetes.context", "envoy.directory", "envoy.default", "store.directory", "rootNamespace", "keys.file",
 	"xds.address", "xds.insecure", "modules.address", "modules.url", "modules.insecure", "admin.address", "health.address",
 	"access.recheck", "access.onRevoked", "fetch.allow", "audit.file",
 }

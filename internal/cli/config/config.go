@@ -63,10 +63,11 @@ func (k Key) Env() string { return EnvPrefix + strings.ToUpper(words(k.Path, "_"
 func (k Key) Flag() string { return words(k.Path, "-") }
 
 // Keys returns every single value of the struct that config points to, in the order of
-// its fields. Lists of structs and maps are not among them: only a file can hold those.
+// its fields, those of optional objects included. Lists of structs and maps are not among
+// them: only a file can hold those.
 func Keys(config any) []Key {
 	var keys []Key
-	walk(reflect.ValueOf(config).Elem(), "", func(path string, v reflect.Value) {
+	walkAll(reflect.ValueOf(config).Elem(), "", func(path string, v reflect.Value) {
 		if path == "apiVersion" || path == "kind" {
 			return
 		}
@@ -77,16 +78,54 @@ func Keys(config any) []Key {
 	return keys
 }
 
-// walk visits the leaves of a struct: its scalars, lists and maps.
+// walk visits the leaves of a struct: its scalars, lists and maps, and optional objects
+// that are not there.
 func walk(v reflect.Value, prefix string, visit func(string, reflect.Value)) {
 	for _, f := range fields(v.Type()) {
 		path, field := join(prefix, f.name), v.FieldByIndex(f.index)
+		if isOptional(field.Type()) && !field.IsNil() {
+			field = field.Elem()
+		}
 		if field.Kind() == reflect.Struct && !isScalar(field.Type()) {
 			walk(field, path, visit)
 			continue
 		}
 		visit(path, field)
 	}
+}
+
+// walkAll visits the leaves of a struct and, beside them, those that optional objects
+// would have if they were there.
+func walkAll(v reflect.Value, prefix string, visit func(string, reflect.Value)) {
+	walk(v, prefix, func(path string, v reflect.Value) {
+		if isOptional(v.Type()) {
+			walkAll(reflect.New(v.Type().Elem()).Elem(), path, visit)
+			return
+		}
+		visit(path, v)
+	})
+}
+
+// reach returns the leaf of a struct at path. Optional objects on the way are made.
+func reach(v reflect.Value, path string) reflect.Value {
+	name, rest, deeper := strings.Cut(path, ".")
+	all := fields(v.Type())
+	v = v.FieldByIndex(all[slices.IndexFunc(all, func(f field) bool { return f.name == name })].index)
+	if !deeper {
+		return v
+	}
+	if isOptional(v.Type()) {
+		if v.IsNil() {
+			v.Set(reflect.New(v.Type().Elem()))
+		}
+		v = v.Elem()
+	}
+	return reach(v, rest)
+}
+
+// isOptional reports whether t is an object that may be missing.
+func isOptional(t reflect.Type) bool {
+	return t.Kind() == reflect.Pointer && t.Elem().Kind() == reflect.Struct && !isScalar(t)
 }
 
 // field is one JSON field of a struct.

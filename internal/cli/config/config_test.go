@@ -228,3 +228,49 @@ func FuzzLoad(f *testing.F) {
 		_, _ = Load(standard(), Input{FileName: "f", File: data}, nil)
 	})
 }
+
+// optional has an object that may be missing.
+type optional struct {
+	Folder string `json:"folder"`
+	API    *struct {
+		Address string   `json:"address"`
+		Names   []string `json:"names"`
+	} `json:"api,omitempty"`
+}
+
+func TestLoad_AnObjectThatMayBeMissing(t *testing.T) {
+	t.Parallel()
+	values := func(in Input) (string, *optional) {
+		c := &optional{}
+		sources, err := Load(c, in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := Values(c, sources)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var rows []string
+		for _, v := range all {
+			rows = append(rows, fmt.Sprintf("%s=%s %s", v.Key, v.Value, v.Source))
+		}
+		return strings.Join(rows, "; "), c
+	}
+	for name, row := range map[string]struct {
+		in   Input
+		want string
+	}{
+		"missing":     {Input{}, `folder="" default; api=null default`},
+		"empty":       {Input{FileName: "f", File: []byte("api: {}")}, `folder="" default; api.address="" default; api.names=null default`},
+		"in a file":   {Input{FileName: "f", File: []byte("api:\n  address: a")}, `folder="" default; api.address="a" file f:2; api.names=null default`},
+		"by variable": {Input{Env: env("STILE_API_NAMES", "x,y")}, `folder="" default; api.address="" default; api.names=["x","y"] env STILE_API_NAMES`},
+		"by flag over a file": {
+			Input{FileName: "f", File: []byte("api: {address: a, names: [n]}"), Flags: map[string]FlagValue{"api.address": {"addr", "b"}}},
+			`folder="" default; api.address="b" flag --addr; api.names=["n"] file f:1`,
+		},
+	} {
+		if got, _ := values(row.in); got != row.want {
+			t.Errorf("%s:\n have %s\n want %s", name, got, row.want)
+		}
+	}
+}

@@ -204,6 +204,9 @@ func (l *loader) value(v reflect.Value, node *yaml.Node, path string) {
 		l.object(v, node, path)
 	case t.Kind() == reflect.Pointer:
 		v.Set(reflect.New(t.Elem()))
+		if isOptional(t) {
+			l.there(v.Elem(), path)
+		}
 		l.value(v.Elem(), node, path)
 	case t.Kind() == reflect.Slice:
 		l.list(v, node, path)
@@ -212,6 +215,12 @@ func (l *loader) value(v reflect.Value, node *yaml.Node, path string) {
 	default:
 		l.faultAt(node.Line, path, "cannot be set from a file")
 	}
+}
+
+// there notes the leaves of an optional object that is there after all.
+func (l *loader) there(v reflect.Value, path string) {
+	delete(l.sources, path)
+	walk(v, path, func(path string, _ reflect.Value) { l.sources[path] = Source{Layer: Default} })
 }
 
 func (l *loader) list(v reflect.Value, node *yaml.Node, path string) {
@@ -251,24 +260,27 @@ func (l *loader) mapping(v reflect.Value, node *yaml.Node, path string) {
 
 // texts reads the environment and then the flags.
 func (l *loader) texts(config any, root reflect.Value) {
-	at := map[string]reflect.Value{}
-	walk(root, "", func(path string, v reflect.Value) { at[path] = v })
 	for _, k := range Keys(config) {
 		if l.in.Env != nil {
 			if variable, text, ok := l.in.Env(k); ok {
-				l.text(at[k.Path], k.Path, text, Source{Layer: Environment, Name: variable})
+				l.text(root, k.Path, text, Source{Layer: Environment, Name: variable})
 			}
 		}
 		if f, ok := l.in.Flags[k.Path]; ok {
-			l.text(at[k.Path], k.Path, f.Text, Source{Layer: Flag, Name: "--" + f.Name})
+			l.text(root, k.Path, f.Text, Source{Layer: Flag, Name: "--" + f.Name})
 		}
 	}
 }
 
-func (l *loader) text(v reflect.Value, path, text string, from Source) {
+func (l *loader) text(root reflect.Value, path, text string, from Source) {
+	v := reach(root, path)
 	if err := setText(v, text); err != nil {
 		l.faults = append(l.faults, Fault{Source: from, Key: path, Message: err.Error()})
 		return
+	}
+	if _, known := l.sources[path]; !known { // its object has just been made
+		object := path[:strings.LastIndexByte(path, '.')]
+		l.there(reach(root, object).Elem(), object)
 	}
 	l.sources[path] = from
 }
