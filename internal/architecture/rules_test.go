@@ -56,6 +56,7 @@ var rooms = []room{
 	{"internal/canary/...", []string{"internal/secret"}, "a watcher for tests of every room"},
 	{"internal/architecture/...", nil, "it reads the house and is no part of it"},
 	{"modules/...", nil, "modules that run in a proxy, and their bytes"},
+	{"charts/...", nil, "the rights of a cluster's account are a table that imports nothing"},
 	{"examples", []string{"internal/document"}, "what a user copies, and a test that it is right"},
 	{"test/...", []string{"internal/...", "api/...", "test/...", "modules/..."}, "stories across rooms"},
 }
