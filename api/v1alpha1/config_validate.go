@@ -91,7 +91,7 @@ func (c *Config) validateResources(f *findings) {
 }
 
 func (c *Config) validateEnvoy(f *findings) {
-	if c.Envoy.Directory == "" && (c.Envoy.Default != "" || slices.ContainsFunc(c.Envoy.Nodes, func(n EnvoyNode) bool { return n.File != "" })) {
+	if c.Envoy.Directory == "" && c.Resources.Kubernetes == nil && (c.Envoy.Default != "" || slices.ContainsFunc(c.Envoy.Nodes, func(n EnvoyNode) bool { return n.File != "" })) {
 		f.required("envoy.directory", "must not be empty where files are named")
 	}
 	fileName(f, "envoy.default", c.Envoy.Default)

@@ -28,6 +28,7 @@ import (
 	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/preflight"
 	"github.com/stileproject/stile/internal/secret"
+	"github.com/stileproject/stile/internal/source"
 	"github.com/stileproject/stile/internal/source/file"
 	"github.com/stileproject/stile/internal/store"
 	"github.com/stileproject/stile/internal/xds"
@@ -70,7 +71,7 @@ type serveHooks struct {
 
 // serveAddresses are those that the service listens on, host:port, also where the
 // configuration says port 0. Health is "" if it is on Admin.
-type serveAddresses struct{ XDS, Modules, Admin, Health string }
+type serveAddresses struct{ XDS, Modules, Admin, Health, Webhook string }
 
 // runServe runs the service until ctx ends, and then returns nil with nothing left
 // behind. It returns early with an error that says what is wrong and what to do.
@@ -102,13 +103,19 @@ type service struct {
 	gate     *access.Gate
 	contents *content.Contents
 	proxies  *xds.Server
-	source   *file.Source
+	source   worlds
 	engine   *engine.Engine
 	state    *state
 	trials   *preflight.Trials // nil: modules are not tried
 	servers  []server
 
 	closers []func() error
+}
+
+// worlds is where resources come from.
+type worlds interface {
+	Run(context.Context) error
+	Worlds() <-chan *source.World
 }
 
 // onClose adds what close does, last first.
@@ -156,7 +163,7 @@ func (s *service) check() error {
 }
 
 // listeners are the bound addresses.
-type listeners struct{ xds, modules, admin, health net.Listener }
+type listeners struct{ xds, modules, admin, health, webhook net.Listener }
 
 // listen binds every address before anything else is done: a port in use is the
 // likeliest fault, and the cheapest to find.
@@ -169,6 +176,7 @@ func (s *service) listen() error {
 		{"modules.address", s.cfg.Modules.Address, &s.bound.modules},
 		{"admin.address", s.cfg.Admin.Address, &s.bound.admin},
 		{"health.address", s.cfg.Health.Address, &s.bound.health},
+		{"webhook.address", s.cfg.Webhook.Address, &s.bound.webhook},
 	} {
 		if l.address == "" {
 			continue
@@ -205,7 +213,7 @@ func listenFailure(key, address string, err error) error {
 // own reports whether an address is one of the service's own listeners: no tenant's
 // url may lead there.
 func (s *service) own(to netip.AddrPort) bool {
-	for _, l := range []net.Listener{s.bound.xds, s.bound.modules, s.bound.admin, s.bound.health} {
+	for _, l := range []net.Listener{s.bound.xds, s.bound.modules, s.bound.admin, s.bound.health, s.bound.webhook} {
 		if l == nil {
 			continue
 		}
@@ -353,7 +361,7 @@ func (s *service) addresses() serveAddresses {
 		}
 		return l.Addr().String()
 	}
-	return serveAddresses{XDS: at(s.bound.xds), Modules: at(s.bound.modules), Admin: at(s.bound.admin), Health: at(s.bound.health)}
+	return serveAddresses{XDS: at(s.bound.xds), Modules: at(s.bound.modules), Admin: at(s.bound.admin), Health: at(s.bound.health), Webhook: at(s.bound.webhook)}
 }
 
 // drainTime is how long requests under way may take once the service is to end.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -55,7 +56,17 @@ func (s *service) openServers() error {
 	}
 
 	show := s.adminOptions()
-	s.serveHTTP("admin", s.bound.admin, admin.New(show))
+	adminTLS, err := reloadingTLS("admin.tls", &reloading{files: s.cfg.Admin.TLS, protocols: []string{"h2", "http/1.1"}, clients: tls.VerifyClientCertIfGiven})
+	if err != nil {
+		return err
+	}
+	if !admin.Local(s.cfg.Admin.Address) {
+		show.Admit = s.admit
+		if adminTLS == nil {
+			s.log.Warn("admin.address is not loopback and admin.tls is not set: tokens cross the network in clear")
+		}
+	}
+	s.serveHTTP("admin", withTLS(s.bound.admin, adminTLS), admin.New(show))
 	if s.bound.health != nil {
 		s.serveHTTP("health", s.bound.health, admin.Health(show))
 	}
@@ -174,4 +185,12 @@ func (r rechecker) recheck(what string, refs ...oci.Reference) error {
 // not asked twice, and not unknown either.
 func (r rechecker) held(ref oci.Reference) bool {
 	return slices.ContainsFunc(r.gate.List(), func(e access.Entry) bool { return e.Image == ref.String() })
+}
+
+// admit says who may ask the admin API off loopback: the owner of a client certificate.
+func (s *service) admit(r *http.Request) error {
+	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: connect with a client certificate", admin.ErrNobody)
 }
