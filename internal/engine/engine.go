@@ -139,7 +139,8 @@ type Engine struct {
 	streams  map[xds.StreamID]string // to its group
 	groups   map[string]*group
 
-	reported time.Time // when statuses were last made
+	reported  time.Time     // when statuses were last made
+	reporting time.Duration // how long that took
 
 	recalled   map[plugin.Key]Remembered // until each plugin is read for the first time
 	remembered map[plugin.Key]Remembered
@@ -281,21 +282,29 @@ func (e *Engine) turn(due marks, now time.Time) (next time.Time) {
 		e.retain()
 		e.remember()
 		e.announce()
-	} else if again := e.reported.Add(reportEvery); now.Before(again) {
+	} else if again := e.reported.Add(min(max(reportEvery, reportShare*e.reporting), reportLatest)); now.Before(again) {
 		// Proxies alone have news, thousands of them perhaps: their counts can wait.
 		if next.IsZero() || again.Before(next) {
 			next = again
 		}
 		return next
 	}
+	began := time.Now()
 	e.report(now)
-	e.reported = now
+	e.reported, e.reporting = now, time.Since(began)
 	e.ready.Store(true)
 	return next
 }
 
 // reportEvery is how often statuses are made anew for what proxies say alone.
 const reportEvery = 100 * time.Millisecond
+
+// With thousands of plugins a report takes longer than one proxy's news are worth: such reports
+// may take one part in reportShare of the time, and come within reportLatest.
+const (
+	reportShare  = 20
+	reportLatest = time.Second
+)
 
 // Changed tells one reader that statuses have been made anew since it last received.
 func (e *Engine) Changed() <-chan struct{} { return e.changed }

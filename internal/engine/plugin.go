@@ -51,6 +51,8 @@ type pluginState struct {
 
 	runs       *RememberedVersion // of runsOf, as it was last remembered
 	runsOf     *version
+	shownURL   string // of latest, as statuses show it; shownOf is the url that it was made from
+	shownOf    string
 	warned     string    // the module that a warning of its trial was logged of
 	wake       time.Time // when to decide again at the latest; zero: never
 	conditions []Condition

@@ -86,7 +86,7 @@ func (e *Engine) report(now time.Time) {
 func (e *Engine) pluginStatus(ps *pluginState, now time.Time) PluginStatus {
 	s := PluginStatus{
 		Namespace: ps.key.Namespace, Name: ps.key.Name, Generation: ps.latest.Generation,
-		URL:             v1alpha1.DisplayURL(ps.latest.Spec.URL),
+		URL:             ps.displayURL(),
 		Delivery:        ps.deliveryName(),
 		Proxies:         e.counts(ps.key),
 		Resolved:        ps.pin.digest,
@@ -116,6 +116,14 @@ func (e *Engine) pluginStatus(ps *pluginState, now time.Time) PluginStatus {
 	e.setConditions(ps, s, now)
 	s.Conditions = append([]Condition(nil), ps.conditions...)
 	return s
+}
+
+// displayURL is the plugin's url as it may be shown. Statuses are made often, and urls change seldom.
+func (ps *pluginState) displayURL() string {
+	if url := ps.latest.Spec.URL; url != ps.shownOf {
+		ps.shownURL, ps.shownOf = v1alpha1.DisplayURL(url), url
+	}
+	return ps.shownURL
 }
 
 // counts are the proxies of all replicas.
