@@ -2,6 +2,7 @@ package placement
 
 import (
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -31,7 +32,7 @@ func excluded(pod *corev1.Pod) (reason, message string, yes bool) {
 		return NodeNameSet, "the pod is bound to a node already", true
 	}
 	for _, o := range pod.OwnerReferences {
-		if o.Kind == "DaemonSet" && o.Controller != nil && *o.Controller {
+		if o.Kind == "DaemonSet" && strings.HasPrefix(o.APIVersion, "apps/") {
 			return DaemonSetPod, "a DaemonSet has chosen the pod's node", true
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -227,10 +229,15 @@ func list(all []Platform) string {
 	return strings.Join(names, ", ")
 }
 
-// clip makes an image name fit for a message.
+// clip makes an image's name, which may be any text, fit for a message.
 func clip(s string) string {
 	if len(s) > maxName {
-		s = strings.ToValidUTF8(s[:maxName], "") + "…"
+		s = s[:maxName] + "…"
 	}
-	return s
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsGraphic(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
