@@ -29,11 +29,23 @@ type World struct {
 	// clusters of such Envoy files: what they held before a restart is not known here.
 	Unreadable      []string
 	UnreadableEnvoy map[string]bool
+	// UnreadableSecrets are Secrets that plugins name and that could not be read. They are not in
+	// Secrets; nil where every Secret can be read.
+	UnreadableSecrets map[Key]UnreadableSecret
 	// Published is what the leader among several replicas has published of plugins; nil
 	// where there are no replicas. A publication that did not change is the same pointer.
 	Published map[Key]*Publication
 	// Findings is everything that is wrong with the resources, in the order of the files.
 	Findings []document.Finding
+}
+
+// UnreadableSecret says why a Secret could not be read.
+type UnreadableSecret struct {
+	// Why is a sentence that says what to do. It holds nothing of the Secret.
+	Why string
+	// Unsure is true where the source of Secrets could not be asked: there may be one.
+	// Otherwise the Secret may not be read, which counts as if there were none.
+	Unsure bool
 }
 
 // Publication is what the leader has published of one plugin, so that every replica

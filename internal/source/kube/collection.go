@@ -1,0 +1,144 @@
+package kube
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/cache"
+)
+
+// kind says which objects a collection holds.
+type kind struct {
+	name       string // for people
+	resource   schema.GroupVersionResource
+	namespaces []string // none: all
+	labels     string   // label selector
+	read       cache.TransformFunc
+}
+
+// collection holds the objects of one kind and is kept up to date until it is stopped. An informer's reflector lists once,
+// watches, and begins anew whenever the watch breaks; meanwhile what was known stays.
+type collection struct {
+	kind      kind
+	informers []cache.SharedIndexInformer
+	stop      context.CancelFunc
+	running   sync.WaitGroup
+
+	mu    sync.Mutex
+	fault string // why it could not be read when that was tried last; "" if it could
+}
+
+// startCollection begins to read. changed is called at each change and when all has been read; it must not wait.
+func startCollection(ctx context.Context, client dynamic.Interface, k kind, log *slog.Logger, failures counter, changed func()) *collection {
+	ctx, stop := context.WithCancel(ctx)
+	c := &collection{kind: k, stop: stop}
+	namespaces := k.namespaces
+	if len(namespaces) == 0 {
+		namespaces = []string{metav1.NamespaceAll}
+	}
+	for _, namespace := range namespaces {
+		objects := client.Resource(k.resource).Namespace(namespace)
+		informer := cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				o.LabelSelector = k.labels
+				l, err := objects.List(ctx, o)
+				if err == nil {
+					c.failed("")
+				}
+				return l, err
+			},
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				o.LabelSelector = k.labels
+				w, err := objects.Watch(ctx, o)
+				if err == nil {
+					c.failed("")
+				}
+				return w, err
+			},
+		}, client), &unstructured.Unstructured{}, 0, cache.Indexers{})
+		// None of these fails before the informer runs.
+		_ = informer.SetTransform(k.read)
+		_ = informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+			failures.Inc()
+			if fault := describe(err); c.failed(fault) {
+				log.Warn("resources cannot be watched; what was known stays", "resource", k.resource.GroupResource().String(), "fault", fault)
+				changed()
+			}
+		})
+		_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(any) { changed() },
+			UpdateFunc: func(_, _ any) { changed() },
+			DeleteFunc: func(any) { changed() },
+		})
+		c.informers = append(c.informers, informer)
+		c.running.Go(func() { informer.RunWithContext(ctx) })
+		c.running.Go(func() {
+			select {
+			case <-informer.HasSyncedChecker().Done():
+				changed()
+			case <-ctx.Done():
+			}
+		})
+	}
+	return c
+}
+
+// failed takes why the objects cannot be read and reports whether that is new.
+func (c *collection) failed(fault string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	changed := c.fault != fault
+	c.fault = fault
+	return changed
+}
+
+// waiting returns why not everything has been read yet; "" if it has, or nothing is known to be wrong.
+func (c *collection) waiting() string {
+	if c == nil || c.synced() {
+		return ""
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fault
+}
+
+// synced reports whether everything has been read once.
+func (c *collection) synced() bool {
+	for _, i := range c.informers {
+		if !i.HasSynced() {
+			return false
+		}
+	}
+	return true
+}
+
+// end stops it and waits for its goroutines.
+func (c *collection) end() {
+	if c != nil {
+		c.stop()
+		c.running.Wait()
+	}
+}
+
+// objectsOf returns what a collection holds, in no order; nil of none.
+func objectsOf[T any](c *collection) []T {
+	if c == nil {
+		return nil
+	}
+	var all []T
+	for _, i := range c.informers {
+		for _, o := range i.GetStore().List() {
+			if o, ok := o.(T); ok {
+				all = append(all, o)
+			}
+		}
+	}
+	return all
+}
