@@ -3,7 +3,9 @@ package content
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/stileproject/stile/internal/access"
@@ -44,12 +46,16 @@ func (c *Contents) Facts(ctx context.Context, p access.Proof) (Facts, error) {
 	if err != nil {
 		return Facts{}, problemOf(err)
 	}
+	// What was delivered is kept for the source; who may hear it is asked anew.
 	data, err := json.Marshal(f)
 	if err != nil {
 		return Facts{}, fmt.Errorf("encode facts: %w", err)
 	}
 	if err := c.store.Put(store.Record{Source: p.Source(), Name: name, Namespace: p.Namespace(), Data: data}); err != nil {
 		c.log.Warn("content: facts cannot be kept", "image", p.Image().String(), "error", err)
+	}
+	if !p.Stands() {
+		return Facts{}, ErrNotProven
 	}
 	return f, nil
 }
@@ -80,7 +86,9 @@ func (c *Contents) fetchFacts(ctx context.Context, p access.Proof) (Facts, error
 			return Facts{}, err
 		}
 		f.Platforms = append(f.Platforms, sortedPlatforms(under.platforms)...)
-		f.Bundle = under.bundle && len(under.platforms) == 0
+		if f.Bundle, err = under.isBundle(ctx, m, f.Platforms); err != nil {
+			return Facts{}, err
+		}
 		for _, pl := range f.Platforms {
 			f.Wasm = f.Wasm || pl.Architecture == "wasm"
 		}
@@ -131,9 +139,12 @@ func (f *following) index(ctx context.Context, m manifest, depth int) error {
 			return invalid("the index has more than %d entries without a platform: have it name them", maxFollowed)
 		}
 		under, _, err := f.contents.fetchManifest(ctx, f.proof, d.Digest)
+		problem, unreadable := errors.AsType[*Problem](err)
 		switch {
 		case oci.KindOf(err) == oci.NotFound:
 			continue // a sparse index: nobody can run what the repository does not have
+		case unreadable && problem.Reason == ReasonModuleInvalid:
+			continue // of a kind that no node runs: the other entries count
 		case err != nil:
 			return err
 		case under.index && depth == maxIndexes:
@@ -160,6 +171,27 @@ func (f *following) manifest(ctx context.Context, m manifest) error {
 		f.bundle = true
 	}
 	return nil
+}
+
+// isBundle reports whether an index is an operator bundle. Tools that build for one
+// platform wrap its image in an index, which hides the label: it is looked for there. A
+// bundle built for several names the platforms on which it is unpacked.
+func (f *following) isBundle(ctx context.Context, m manifest, platforms []Platform) (bool, error) {
+	i := slices.IndexFunc(m.Manifests, func(d descriptor) bool { return d.image() && d.ArtifactType == "" })
+	if len(platforms) != 1 || i < 0 || f.read > 0 {
+		return f.bundle, nil
+	}
+	under, _, err := f.contents.fetchManifest(ctx, f.proof, m.Manifests[i].Digest)
+	problem, unreadable := errors.AsType[*Problem](err)
+	switch {
+	case oci.KindOf(err) == oci.NotFound, unreadable && problem.Reason == ReasonModuleInvalid, err == nil && under.index:
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	config, err := f.contents.fetchConfig(ctx, f.proof, under.Config)
+	_, bundle := config.Config.Labels[bundleLabel]
+	return bundle, err
 }
 
 // fetchConfig reads the config of an image. One that is no JSON object, or none at all

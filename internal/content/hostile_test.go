@@ -265,6 +265,21 @@ func TestFacts(t *testing.T) {
 		{"mediaType": typeOCIManifest, "digest": "sha256:" + strings.Repeat("0", 64), "size": 1},                    // not there: a sparse index
 		{"mediaType": typeOCIManifest, "digest": module, "size": 1, "artifactType": "application/vnd.example.sbom"}, // a referrer
 	}}))
+	schema1 := r.put("p", typeSchema1, []byte(`{"schemaVersion":1}`))
+	mixed := r.put("p", typeDockerList, mustJSON(doc{"schemaVersion": 2, "mediaType": typeDockerList, "manifests": []doc{
+		{"mediaType": typeDockerManifest, "digest": schema1, "size": 1},           // of a kind that nobody runs
+		{"mediaType": typeSchema1, "digest": schema1, "size": 1, "platform": nil}, // and says so
+		{"mediaType": typeDockerManifest, "digest": module, "size": 1, "platform": doc{"os": "linux", "architecture": "s390x"}},
+		{"mediaType": typeDockerManifest, "digest": module, "size": 1, "platform": doc{"os": "linux", "architecture": "ppc64le"}},
+	}}))
+	onlyAttested := r.put("p", typeOCIIndex, mustJSON(doc{"schemaVersion": 2, "mediaType": typeOCIIndex, "manifests": []doc{attestation}}))
+	none := r.put("p", typeOCIIndex, mustJSON(doc{"schemaVersion": 2, "mediaType": typeOCIIndex, "manifests": []doc{}}))
+	wrapped := r.put("p", typeOCIIndex, mustJSON(doc{"schemaVersion": 2, "mediaType": typeOCIIndex, "manifests": []doc{
+		{"mediaType": typeOCIManifest, "digest": bundle, "size": 1, "platform": doc{"os": "linux", "architecture": "amd64"}}, attestation,
+	}}))
+	gone := r.put("p", typeOCIIndex, mustJSON(doc{"schemaVersion": 2, "mediaType": typeOCIIndex, "manifests": []doc{
+		{"mediaType": typeOCIManifest, "digest": "sha256:" + strings.Repeat("1", 64), "size": 1, "platform": doc{"os": "linux", "architecture": "amd64"}},
+	}}))
 	loop := nested
 	for range maxIndexes {
 		loop = r.put("p", typeOCIIndex, mustJSON(doc{"schemaVersion": 2, "mediaType": typeOCIIndex, "manifests": []doc{{"mediaType": typeOCIIndex, "digest": loop, "size": 1}}}))
@@ -278,6 +293,11 @@ func TestFacts(t *testing.T) {
 		{"config that says nothing", odd, `{"mediaType":"` + typeOCIManifest + `","platforms":[],"wasm":true}`},
 		{"index", index, `{"mediaType":"` + typeOCIIndex + `","platforms":[{"os":"linux","architecture":"amd64"},{"os":"linux","architecture":"arm64","variant":"v8"}],"wasm":false}`},
 		{"index in an index", nested, `{"mediaType":"` + typeOCIIndex + `","platforms":[{"os":"linux","architecture":"amd64"},{"os":"linux","architecture":"arm64","variant":"v8"},{"os":"windows","architecture":"amd64"}],"wasm":false}`},
+		{"schema 1 beneath", mixed, `{"mediaType":"` + typeDockerList + `","platforms":[{"os":"linux","architecture":"ppc64le"},{"os":"linux","architecture":"s390x"}],"wasm":false}`},
+		{"attestations alone", onlyAttested, `{"mediaType":"` + typeOCIIndex + `","platforms":[],"wasm":false}`},
+		{"an empty index", none, `{"mediaType":"` + typeOCIIndex + `","platforms":[],"wasm":false}`},
+		{"bundle in an index", wrapped, `{"mediaType":"` + typeOCIIndex + `","platforms":[{"os":"linux","architecture":"amd64"}],"wasm":false,"bundle":true}`},
+		{"one entry, not there", gone, `{"mediaType":"` + typeOCIIndex + `","platforms":[{"os":"linux","architecture":"amd64"}],"wasm":false}`},
 	} {
 		t.Run(row.story, func(t *testing.T) {
 			p := w.prove("team-a", r.host()+"/p@"+row.digest)
@@ -297,6 +317,8 @@ func TestFacts(t *testing.T) {
 		})
 	}
 	_, err := w.contents.Facts(testContext(t), w.prove("team-a", r.host()+"/p@"+loop))
+	wantProblem(t, err, ReasonModuleInvalid)
+	_, err = w.contents.Facts(testContext(t), w.prove("team-a", r.host()+"/p@"+schema1))
 	wantProblem(t, err, ReasonModuleInvalid)
 	if n := r.count("/blobs/" + digestOf(tarGz("plugin.wasm", wasmtest.Named("facts")))); n != 0 {
 		t.Error("a layer was fetched for facts")
