@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/plugin"
@@ -71,7 +72,7 @@ func TestLoad(t *testing.T) {
 		folder := t.TempDir()
 		t.Setenv("STILE_LOAD_TLS", folder)
 		loadCertificates(t, folder)
-		options = append(options, grpc.Creds(loadCredentials(folder, true)))
+		options = append(options, grpc.Creds(credentials.NewTLS(loadTLS(folder, true))))
 	}
 	g := grpc.NewServer(options...)
 	server.Register(g)
@@ -175,7 +176,7 @@ func loadMember(i, incarnation int) *xdstest.Member {
 
 // loadClients is the process of the proxies.
 func loadClients(t *testing.T, n int, address string) {
-	fleet := &xdstest.Fleet{Address: address, Credentials: loadCredentials(os.Getenv("STILE_LOAD_TLS"), false)}
+	fleet := &xdstest.Fleet{Address: address, TLS: loadTLS(os.Getenv("STILE_LOAD_TLS"), false)}
 	for i := range n {
 		fleet.Members = append(fleet.Members, loadMember(i, 0))
 	}

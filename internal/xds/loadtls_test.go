@@ -14,9 +14,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
 // loadCertificates writes a certificate that is server, client and authority at once.
@@ -56,16 +53,16 @@ var loadPair = sync.OnceValues(func() (tls.Certificate, *x509.CertPool) {
 	return pair, pool
 })
 
-// loadCredentials are mutual TLS with the certificate of a folder, or nothing where there is none. Nobody resumes a
-// session: each handshake is a whole one.
-func loadCredentials(folder string, server bool) credentials.TransportCredentials {
+// loadTLS is mutual TLS with the certificate of a folder; nil where there is none. Nobody resumes a session: each
+// handshake is a whole one.
+func loadTLS(folder string, server bool) *tls.Config {
 	if folder == "" {
-		return insecure.NewCredentials()
+		return nil
 	}
 	pair, pool := loadPair()
 	c := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool}
 	if server {
 		c.ClientCAs, c.ClientAuth = pool, tls.RequireAndVerifyClientCert
 	}
-	return credentials.NewTLS(c)
+	return c
 }

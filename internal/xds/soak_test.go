@@ -15,7 +15,6 @@ import (
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/stileproject/stile/internal/xds"
 	"github.com/stileproject/stile/internal/xds/xdstest"
@@ -74,7 +73,7 @@ func TestSoak(t *testing.T) {
 				return refuses
 			}
 		}
-		done, err := m.Open(listener.Addr().String(), insecure.NewCredentials())
+		done, err := m.Open(listener.Addr().String(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,9 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
-
 	"github.com/stileproject/stile/internal/plugin"
 	"github.com/stileproject/stile/internal/xds"
 	"github.com/stileproject/stile/internal/xds/xdstest"
@@ -145,7 +142,7 @@ func TestScale(t *testing.T) {
 
 // scaleFleet is the process of the proxies.
 func scaleFleet(t *testing.T, n int, address string) {
-	f := &xdstest.Fleet{Address: address, Credentials: insecure.NewCredentials()}
+	f := &xdstest.Fleet{Address: address}
 	if folder := os.Getenv("STILE_LOAD_TLS"); folder != "" {
 		pair, err := tls.LoadX509KeyPair(filepath.Join(folder, "client.crt"), filepath.Join(folder, "client.key"))
 		if err != nil {
@@ -157,7 +154,7 @@ func scaleFleet(t *testing.T, n int, address string) {
 		}
 		pool := x509.NewCertPool()
 		pool.AppendCertsFromPEM(ca)
-		f.Credentials = credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool, ServerName: "stile.example"})
+		f.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool, ServerName: "stile.example"}
 	}
 	for i := range n {
 		namespace := fmt.Sprintf("ns-%d", i%scaleGroups)

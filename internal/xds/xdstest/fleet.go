@@ -3,6 +3,7 @@ package xdstest
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/stileproject/stile/internal/plugin"
@@ -41,9 +43,13 @@ type Member struct {
 	ended      chan struct{}
 }
 
-// Open connects, telling what it had when it was last connected. What is returned is closed once
+// Open connects, in the clear where security is nil, telling what it had when it was last connected. What is returned is closed once
 // the member has a listener and all its extensions.
-func (m *Member) Open(address string, c credentials.TransportCredentials) (<-chan struct{}, error) {
+func (m *Member) Open(address string, security *tls.Config) (<-chan struct{}, error) {
+	c := insecure.NewCredentials()
+	if security != nil {
+		c = credentials.NewTLS(security)
+	}
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(c), grpc.WithReadBufferSize(2<<10), grpc.WithWriteBufferSize(2<<10))
 	if err != nil {
 		return nil, err
@@ -122,9 +128,9 @@ func (m *Member) Close() {
 
 // Fleet is many members in a process of their own, which FleetProcess drives from another.
 type Fleet struct {
-	Address     string
-	Credentials credentials.TransportCredentials
-	Members     []*Member
+	Address string
+	TLS     *tls.Config // nil: in the clear
+	Members []*Member
 }
 
 // Serve does what it is told, a line each, until there is no more: "connect", "reconnect", "forget"
@@ -204,7 +210,7 @@ func (f *Fleet) open() error {
 		limit <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-limit }()
-			done, err := m.Open(f.Address, f.Credentials)
+			done, err := m.Open(f.Address, f.TLS)
 			if err != nil {
 				errs <- err
 				return
