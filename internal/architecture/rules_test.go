@@ -71,9 +71,9 @@ type fence struct {
 var fences = []fence{
 	{[]string{"github.com/google/go-containerregistry/..."}, []string{"internal/oci/..."},
 		"one room speaks to registries; its guards, limits and redaction cannot be walked around"},
-	{[]string{"github.com/envoyproxy/...", "github.com/cncf/xds/..."}, []string{"internal/xds/...", "test/envoy"},
+	{[]string{"github.com/envoyproxy/...", "github.com/cncf/xds/..."}, []string{"internal/xds/...", "test/envoy", "test/cluster"},
 		"one room knows Envoy's types, so that the semantics outlive them"},
-	{[]string{"google.golang.org/grpc/..."}, []string{"internal/xds/...", "internal/cli/...", "test/envoy"},
+	{[]string{"google.golang.org/grpc/..."}, []string{"internal/xds/...", "internal/cli/...", "test/envoy", "test/cluster"},
 		"gRPC is how Envoy asks, and no room's business but that one's; cli listens"},
 	{[]string{"k8s.io/client-go/...", "sigs.k8s.io/controller-runtime/..."}, []string{"internal/controller/...", "internal/source/kube/...", "internal/cli/...", "internal/kubetest", "test/..."},
 		"a folder of YAML is a full source; Kubernetes is one of two"},

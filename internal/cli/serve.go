@@ -81,7 +81,7 @@ func runServe(ctx context.Context, cfg *v1alpha1.Config, hooks serveHooks) (err 
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	for _, step := range []func() error{s.check, s.listen, s.openStore, s.openRooms, s.openServers} {
+	for _, step := range []func() error{s.check, s.reachKubernetes, s.listen, s.openStore, s.openRooms, s.openControllers, s.openServers} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -107,6 +107,7 @@ type service struct {
 	engine   *engine.Engine
 	state    *state
 	trials   *preflight.Trials // nil: modules are not tried
+	kube     *kubernetesPart   // nil: resources are in a folder
 	servers  []server
 
 	closers []func() error
@@ -132,12 +133,6 @@ func (s *service) close() error {
 
 // check refuses what this version cannot do and what is not there.
 func (s *service) check() error {
-	if s.cfg.Resources.Kubernetes != nil {
-		return fail(Usage, errors.New("resources.kubernetes: this version reads resources from a folder"), "set resources.directory, or --resources")
-	}
-	if s.cfg.Placement.Enabled {
-		return fail(Usage, errors.New("placement.enabled: this version places no pods"), "set it to false")
-	}
 	if s.cfg.XDS.TLS.ClientCAFile != "" && len(s.cfg.XDS.Identities) == 0 {
 		s.log.Warn("xds.identities is empty: whoever has a certificate of xds.tls.clientCAFile may be any proxy of any namespace")
 	}
@@ -286,16 +281,20 @@ func (s *service) openRooms() error {
 	s.contents = content.New(s.store, s.client, contentConfig(s.cfg, s.root, s.log, s.metrics))
 	s.proxies = xds.NewServer(xds.Options{Log: s.log, Registerer: s.metrics, Authorize: authorize(s.cfg.XDS.Identities)})
 	s.onClose(func() error { s.proxies.Close(); return nil })
-	s.source = file.New(s.cfg.Resources.Directory, s.cfg.Envoy.Directory, s.log)
 	s.state = newState(s.cfg.Store.Directory, s.root.Box(secret.ForState), s.log)
-	remembering := engineConfig(s.cfg, s.root, s.log)
-	remembering.Memory = s.state
+	turning := engineConfig(s.cfg, s.root, s.log)
+	turning.Memory = s.state
+	if s.kube == nil {
+		s.source = file.New(s.cfg.Resources.Directory, s.cfg.Envoy.Directory, s.log)
+	} else if err := s.openKubernetes(&turning); err != nil {
+		return err
+	}
 	rooms := engine.Rooms{Gate: s.gate, Contents: s.contents, Proxies: s.proxies, Registries: s.client}
 	if s.cfg.Wasm.Preflight != v1alpha1.PreflightOff {
 		s.trials = preflight.New(preflight.Config{Log: s.log, Registerer: s.metrics})
 		rooms.Trials = s.trials
 	}
-	s.engine = engine.New(remembering, rooms)
+	s.engine = engine.New(turning, rooms)
 	return nil
 }
 
@@ -335,6 +334,7 @@ func (s *service) run(ctx context.Context) error {
 		room("preflight", s.trials.Run)
 	}
 	room("engine", func(ctx context.Context) error { return s.engine.Run(ctx, s.source.Worlds()) })
+	s.runKubernetes(room)
 	for _, one := range s.servers {
 		group.Go(func() error {
 			if err := one.serve(); err != nil && ctx.Err() == nil {
@@ -345,13 +345,21 @@ func (s *service) run(ctx context.Context) error {
 		group.Go(func() error { <-ctx.Done(); one.stop(); return nil })
 	}
 	bound := s.addresses()
-	s.log.Info("serving", "xds", bound.XDS, "modules", bound.Modules, "admin", bound.Admin, "health", bound.Health, "resources", s.cfg.Resources.Directory)
+	s.log.Info("serving", "xds", bound.XDS, "modules", bound.Modules, "admin", bound.Admin, "health", bound.Health, "webhook", bound.Webhook, "resources", s.resources())
 	if s.hooks.Started != nil {
 		s.hooks.Started(bound)
 	}
 	err := group.Wait()
 	s.log.Info("ended")
 	return err
+}
+
+// resources says where they come from.
+func (s *service) resources() string {
+	if s.kube == nil {
+		return s.cfg.Resources.Directory
+	}
+	return s.kube.api.Host
 }
 
 func (s *service) addresses() serveAddresses {

@@ -104,12 +104,12 @@ func (s *service) adminOptions() admin.Options {
 		Proofs:  func() any { return s.gate.List() },
 		Proxies: func() any { return s.proxies.Proxies() },
 		Recheck: rechecker{s.gate, s.engine},
-		Ready: []admin.Check{{Name: "plan", Fault: func() error {
+		Ready: append([]admin.Check{{Name: "plan", Fault: func() error {
 			if s.engine.Ready() {
 				return nil
 			}
 			return errors.New("the first complete plan is not made yet")
-		}}},
+		}}}, s.kubernetesChecks()...),
 		Gatherer: s.metrics,
 		Log:      s.log,
 	}
@@ -185,12 +185,4 @@ func (r rechecker) recheck(what string, refs ...oci.Reference) error {
 // not asked twice, and not unknown either.
 func (r rechecker) held(ref oci.Reference) bool {
 	return slices.ContainsFunc(r.gate.List(), func(e access.Entry) bool { return e.Image == ref.String() })
-}
-
-// admit says who may ask the admin API off loopback: the owner of a client certificate.
-func (s *service) admit(r *http.Request) error {
-	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-		return nil
-	}
-	return fmt.Errorf("%w: connect with a client certificate", admin.ErrNobody)
 }

@@ -20,7 +20,7 @@ type claim struct {
 	trust       oci.Trust
 	always      bool     // pull policy Always
 	refused     *refusal // why nothing can be asked
-	unsure      bool     // the Secret may be in a file that cannot be read
+	unsure      bool     // the Secret may be where nothing can be read
 }
 
 // refusal is a reason of ResolvedRefs and what to do about it.
@@ -45,7 +45,8 @@ func (e *Engine) claim(p *v1alpha1.WasmPlugin) claim {
 	case v1alpha1.SchemeOCI:
 		c.keyring, c.refused = e.keyring(p)
 		if c.refused != nil {
-			c.unsure = c.refused.reason == v1alpha1.ReasonPullSecretNotFound && len(e.world.Unreadable) > 0
+			c.unsure = c.refused.reason == v1alpha1.ReasonPullSecretNotFound &&
+				(len(e.world.Unreadable) > 0 || e.world.UnreadableSecrets[secretOf(p)].Unsure)
 			return c
 		}
 		c.credentials, err = c.keyring.For(u.Image)
@@ -68,7 +69,10 @@ func (e *Engine) keyring(p *v1alpha1.WasmPlugin) (oci.Keyring, *refusal) {
 	if name == "" {
 		return oci.Keyring{}, nil
 	}
-	s := e.world.Secrets[plugin.Key{Namespace: p.Namespace, Name: name}]
+	s := e.world.Secrets[secretOf(p)]
+	if why := e.world.UnreadableSecrets[secretOf(p)].Why; s == nil && why != "" {
+		return oci.Keyring{}, &refusal{v1alpha1.ReasonPullSecretNotFound, why}
+	}
 	if s == nil {
 		return oci.Keyring{}, &refusal{
 			v1alpha1.ReasonPullSecretNotFound,
@@ -87,6 +91,11 @@ func (e *Engine) keyring(p *v1alpha1.WasmPlugin) (oci.Keyring, *refusal) {
 	}
 	e.keyrings[s] = k
 	return k, nil
+}
+
+// secretOf names the plugin's pull secret.
+func secretOf(p *v1alpha1.WasmPlugin) plugin.Key {
+	return plugin.Key{Namespace: p.Namespace, Name: p.Spec.ImagePullSecret}
 }
 
 // message is an error in words for a status: an oci.Error says more than its kind.

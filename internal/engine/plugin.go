@@ -69,6 +69,7 @@ type claimInputs struct {
 	spec       *v1alpha1.WasmPlugin
 	secret     *document.Secret
 	unreadable bool // some file is, in which the Secret may be
+	hidden     source.UnreadableSecret
 }
 
 // request asks for image with the credentials that the plugin has now.
@@ -203,7 +204,7 @@ func equal(a, b *v1alpha1.WasmPlugin) bool {
 // renew makes the plugin's claim again if what it is made of has changed. A claim that
 // no longer uses a credential gives it up.
 func (e *Engine) renew(ps *pluginState, now time.Time) {
-	inputs := claimInputs{spec: ps.spec, unreadable: len(e.world.Unreadable) > 0, secret: e.world.Secrets[plugin.Key{Namespace: ps.key.Namespace, Name: ps.spec.Spec.ImagePullSecret}]}
+	inputs := claimInputs{spec: ps.spec, unreadable: len(e.world.Unreadable) > 0, secret: e.world.Secrets[secretOf(ps.spec)], hidden: e.world.UnreadableSecrets[secretOf(ps.spec)]}
 	if ps.claimFrom == inputs {
 		return
 	}

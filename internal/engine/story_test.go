@@ -12,6 +12,7 @@ import (
 	"github.com/stileproject/stile/internal/engine"
 	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/plugin"
+	"github.com/stileproject/stile/internal/source"
 	"github.com/stileproject/stile/internal/xds"
 )
 
@@ -580,6 +581,33 @@ func TestP4_TheStatusNamesNoDigestThatEveryProxyRefused(t *testing.T) {
 		h.wantCondition("team-a", "auth", "Programmed=False PartiallyProgrammed")
 		if s := h.status("team-a", "auth"); s.Digest != "" || s.ServingLastGood {
 			t.Errorf("status: %+v", s)
+		}
+	})
+}
+
+func TestP8_ASecretThatCannotBeReadIsNoSecretThatIsGone(t *testing.T) {
+	t.Parallel()
+	build(t, nil, func(h *house) {
+		h.registry.tags["a/p:v1"] = digestOf(1)
+		h.contents.arrive(1, false)
+		h.secret("team-a", good)
+		h.plugin("team-a", "auth", image)
+		h.apply()
+		h.connect("team-a")
+		h.secret("team-a", "")
+		key := source.Key{Namespace: "team-a", Name: "regcred"}
+		h.now.UnreadableSecrets = map[source.Key]source.UnreadableSecret{key: {Why: "the API cannot be asked", Unsure: true}}
+		h.apply()
+		h.pass(time.Hour)
+		h.wantCondition("team-a", "auth", "ResolvedRefs=False PullSecretNotFound")
+		h.wantCondition("team-a", "auth", "Programmed=True ServingLastGood")
+		if s := h.status("team-a", "auth"); s.Conditions[1].Message != "the API cannot be asked" || s.Epoch != 0 {
+			t.Errorf("status: %+v", s)
+		}
+		h.now.UnreadableSecrets = map[source.Key]source.UnreadableSecret{key: {Why: "it may not be read"}}
+		h.apply()
+		if s := h.status("team-a", "auth"); s.Epoch != 1 {
+			t.Error("a Secret that may not be read still lends its right")
 		}
 	})
 }
