@@ -41,14 +41,14 @@ const (
 var Rules = []Rule{
 	{Plugins, "extensions.istio.io", []string{"wasmplugins"}, []string{"get", "list", "watch"}, nil, "",
 		"what is to be served"},
-	{Plugins, "extensions.istio.io", []string{"wasmplugins/status"}, []string{"get", "patch", "update"}, nil, "",
+	{Plugins, "extensions.istio.io", []string{"wasmplugins/status"}, []string{"patch"}, nil, "",
 		"what became of it; the plugin itself is its author's alone"},
-	{Plugins, "events.k8s.io", []string{"events"}, []string{"create", "patch", "update"}, nil, "",
+	{Plugins, "events.k8s.io", []string{"events"}, []string{"create", "patch"}, nil, "",
 		"the same, where people look first"},
-	{Plugins, "gateway.networking.k8s.io", []string{"gateways"}, []string{"get", "list", "watch"}, nil, "",
+	{Plugins, "gateway.networking.k8s.io", []string{"gateways"}, []string{"list", "watch"}, nil, "",
 		"what targetRefs name"},
 
-	{Own, "", []string{"configmaps"}, []string{"get", "list", "watch"}, nil, "",
+	{Own, "", []string{"configmaps"}, []string{"list", "watch"}, nil, "",
 		"listeners of proxies, and what the other replicas count"},
 	{Own, "", []string{"configmaps"}, []string{"create", "update", "delete"}, nil, "",
 		"what this replica counts; names differ with the pods, so none can be listed"},
@@ -56,25 +56,26 @@ var Rules = []Rule{
 		"the election of the one that writes statuses; a name cannot be asked of a create"},
 	{Own, "coordination.k8s.io", []string{"leases"}, []string{"get", "update"}, []string{"stile"}, "",
 		"the same"},
-	{Own, "", []string{"secrets"}, []string{"create"}, nil, selfSigned,
-		"the webhook's certificates; a name cannot be asked of a create"},
-	{Own, "", []string{"secrets"}, []string{"get", "update"}, []string{`{{ include "stile.webhook" . }}-tls`}, selfSigned,
-		"the same; no other Secret of this namespace can be read, the root key is mounted"},
+	{Own, "", []string{"secrets"}, []string{"get", "create", "update", "patch"}, []string{`{{ include "stile.webhook" . }}-tls`}, selfSigned,
+		"the webhook's certificates, made by a server-side apply, which has a name; no other Secret here can be read, the root key is mounted"},
 
 	{Secrets, "", []string{"secrets"}, []string{"get", "watch"}, []string{"{{ .Values.secrets.resourceNames }}"}, "",
 		"pull secrets that plugins and pods name, by name: there is no list"},
 	{PullPlace, "", []string{"secrets"}, []string{"get", "watch"}, []string{"{{ .Values.placement.pullSecret.name }}"}, placement,
 		"the cluster-wide pull secret"},
 
-	{Cluster, "admissionregistration.k8s.io", []string{"validatingwebhookconfigurations"}, []string{"get", "update", "patch"},
+	{Cluster, "apiextensions.k8s.io", []string{"customresourcedefinitions"}, []string{"get", "watch"},
+		[]string{"wasmplugins.extensions.istio.io", "gateways.gateway.networking.k8s.io"}, "",
+		"what the CRD that is there lacks, and whether there are Gateways"},
+	{Cluster, "admissionregistration.k8s.io", []string{"validatingwebhookconfigurations"}, []string{"get", "watch", "patch"},
 		[]string{`{{ include "stile.webhook" . }}`}, selfSigned,
 		"the authority of the certificates that stile makes for itself"},
-	{Cluster, "admissionregistration.k8s.io", []string{"mutatingwebhookconfigurations"}, []string{"get", "update", "patch"},
+	{Cluster, "admissionregistration.k8s.io", []string{"mutatingwebhookconfigurations"}, []string{"get", "watch", "patch"},
 		[]string{`{{ include "stile.webhook" . }}`}, "and (" + gateHook + ") (" + selfSigned + ")",
 		"the same"},
 	{Cluster, "", []string{"pods"}, []string{"get", "list", "watch", "patch"}, nil, placement,
 		"pods that carry the gate; what may change on them a ValidatingAdmissionPolicy says"},
-	{Cluster, "events.k8s.io", []string{"events"}, []string{"create", "patch", "update"}, nil, placement,
+	{Cluster, "events.k8s.io", []string{"events"}, []string{"create", "patch"}, nil, placement,
 		"why a pod was held, and let go"},
 
 	{Uninstall, "", []string{"pods"}, []string{"list", "patch"}, nil, "",
@@ -111,9 +112,7 @@ func Template() string {
 	role(&b, PullPlace, "Role", "{{ $name }}-pull-secret", "{{ .Values.placement.pullSecret.namespace }}", "{{ $account }}")
 	b.WriteString("{{- end }}\n")
 
-	fmt.Fprintf(&b, "{{- if or (%s) .Values.placement.enabled }}\n", selfSigned)
 	role(&b, Cluster, "ClusterRole", "{{ $name }}", "", "{{ $account }}")
-	b.WriteString("{{- end }}\n")
 
 	b.WriteString("{{- if and .Values.placement.enabled .Values.placement.releaseOnUninstall }}\n")
 	role(&b, Uninstall, "ClusterRole", "{{ $name }}-release", "", "{{ $name }}-release")

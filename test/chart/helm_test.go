@@ -103,4 +103,11 @@ func names(objects []*unstructured.Unstructured) []string {
 	return all
 }
 
-func TestMain(m *testing.M) { os.Exit(m.Run()) }
+func writeFile(t testing.TB, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

@@ -150,7 +150,7 @@ func TestTogglesAddAndRemoveTheirObjects(t *testing.T) {
 	}{
 		{"{}", []string{"Deployment/stile", "PodDisruptionBudget/stile", "NetworkPolicy/stile", "Service/stile-xds", "Service/stile-modules", "Service/stile-webhook", "Service/stile-health", "ServiceAccount/stile"},
 			[]string{"ServiceMonitor/stile", "PrometheusRule/stile", "ClusterRole/stile-secrets", "Role/stile-secrets", "Certificate/stile"}},
-		{toggles["no webhook"], nil, []string{"Service/stile-webhook", "ValidatingWebhookConfiguration/stile-webhook", "ClusterRole/stile"}},
+		{toggles["no webhook"], nil, []string{"Service/stile-webhook", "ValidatingWebhookConfiguration/stile-webhook"}},
 		{toggles["placement by webhook"], []string{"MutatingWebhookConfiguration/stile-webhook", "ValidatingAdmissionPolicy/stile-pods", "ValidatingAdmissionPolicyBinding/stile-pods", "Job/stile-release", "ServiceAccount/stile-release"},
 			[]string{"MutatingAdmissionPolicy/stile-gate"}},
 		{toggles["placement by policy"], []string{"MutatingAdmissionPolicy/stile-gate", "MutatingAdmissionPolicyBinding/stile-gate"}, []string{"MutatingWebhookConfiguration/stile-webhook", "Service/stile-webhook"}},
