@@ -58,6 +58,7 @@ var verbs = []func(*app) *cobra.Command{
 	pushVerb,
 	checkVerb,
 	statusVerb,
+	placementVerb,
 	configVerb,
 	versionVerb,
 	completionVerb,

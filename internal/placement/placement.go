@@ -120,10 +120,10 @@ func Decide(pod *corev1.Pod, images []Image, s Settings) Decision {
 		return d.withoutInspection(pod, common, confined, unknown, s.Fallback)
 	case !confined:
 		d.Preferred = prefer(pod, nil, s.Preferred)
-		return d.end(NotConstrained, "the images restrict nothing: none of them names a platform")
+		return d.end(NotConstrained, "its images restrict nothing: none of them names a platform")
 	}
 	if !d.confine(pod, common) {
-		return d.stranded(pod, fmt.Sprintf("the images run on %s, and the pod's own node affinity leaves none of these", list(common)))
+		return d.stranded(pod, fmt.Sprintf("its images run on %s, and the pod's own node affinity leaves none of these", list(common)))
 	}
 	d.Preferred = prefer(pod, d.Platforms, s.Preferred)
 	return d.end(Placed, fmt.Sprintf("%s on %s", runs(images), list(common))+d.narrower(common))
@@ -189,9 +189,9 @@ const (
 // runs begins the message about a pod that is placed.
 func runs(images []Image) string {
 	if len(images) == 1 {
-		return "the image runs"
+		return "its image runs"
 	}
-	return fmt.Sprintf("all %d images run", len(images))
+	return fmt.Sprintf("its %d images run", len(images))
 }
 
 // noneInCommon says of each image where it runs.
