@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"maps"
 	"path"
 	"slices"
@@ -62,27 +63,26 @@ func (e *Engine) proxyEvent(ev xds.Event) {
 }
 
 // groupName spells all that a plan looks at. Proxies whose names are equal are sent
-// the same snapshot.
+// the same snapshot, so no two that differ in anything may have one name, whatever a
+// peer writes into its node: every part tells its length, every list its number.
 func groupName(n plugin.Node, file, version string) string {
-	var b bytes.Buffer
-	field := func(s string) {
-		b.WriteString(s)
-		b.WriteByte(0)
-	}
+	var b []byte
+	field := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	for _, s := range []string{file, version, n.Cluster, n.Namespace, n.Gateway, n.GatewayClass} {
 		field(s)
 	}
+	b = binary.AppendUvarint(b, uint64(len(n.Labels)))
 	for _, k := range slices.Sorted(maps.Keys(n.Labels)) {
 		field(k)
 		field(n.Labels[k])
 	}
 	for _, list := range [][]string{n.Services, n.ServiceEntries, n.Extensions} {
-		b.WriteByte(1)
+		b = binary.AppendUvarint(b, uint64(len(list)))
 		for _, s := range slices.Sorted(slices.Values(list)) {
 			field(s)
 		}
 	}
-	return b.String()
+	return string(b)
 }
 
 // setFiles reads the Envoy files that changed, and returns their names. One that is

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -99,6 +100,41 @@ func labels(v *structpb.Value) map[string]string {
 		}
 	}
 	return out
+}
+
+// The bounds of what a proxy may say of itself. Its words are kept as long as its stream.
+const (
+	maxNodeField  = 1 << 10
+	maxNodeLabels = 64 << 10 // in all
+)
+
+// checkNode refuses a node whose words are longer than anybody's, or not text: they go into logs,
+// statuses and memory.
+func checkNode(n *plugin.Node, version string) error {
+	for _, f := range []struct{ name, value string }{
+		{"id", n.ID}, {"cluster", n.Cluster}, {"metadata.NAMESPACE", n.Namespace}, {"metadata.GATEWAY", n.Gateway}, {"user_agent_version", version},
+	} {
+		if len(f.value) > maxNodeField {
+			return fmt.Errorf("the node's %s is longer than %d bytes", f.name, maxNodeField)
+		}
+		if !isText(f.value) {
+			return fmt.Errorf("the node's %s has control characters", f.name)
+		}
+	}
+	size := 0
+	for k, v := range n.Labels {
+		if size += len(k) + len(v); size > maxNodeLabels {
+			return fmt.Errorf("the node's metadata.LABELS are longer than %d bytes", maxNodeLabels)
+		}
+		if !isText(k) || !isText(v) {
+			return errors.New("the node's metadata.LABELS have control characters")
+		}
+	}
+	return nil
+}
+
+func isText(s string) bool {
+	return !strings.ContainsFunc(s, unicode.IsControl)
 }
 
 // nodeKey is what a proxy is remembered by when it connects again.

@@ -277,6 +277,9 @@ func (s *stream) identify(ctx context.Context, r request) error {
 			return grpcstatus.Error(codes.InvalidArgument, "the first request must say which node it is from")
 		}
 		node, version := readNode(r.node)
+		if err := checkNode(&node, version); err != nil {
+			return grpcstatus.Error(codes.InvalidArgument, err.Error())
+		}
 		if s.server.authorize != nil {
 			if err := s.server.authorize(ctx, node); err != nil {
 				s.server.log.Warn("a proxy was turned away", "node", node.ID, "cluster", node.Cluster, "namespace", node.Namespace, "error", err)
@@ -384,10 +387,12 @@ func (s *stream) applyDelta(w *watch, r request) {
 			s.server.dropEntry(s, w.kind, name)
 		}
 	}
-	for name := range w.held {
-		if slices.Contains(r.unsubscribe, "*") && !w.subscribes(name) { // all were asked for, and are no longer
-			delete(w.held, name)
-			s.server.dropEntry(s, w.kind, name)
+	if slices.Contains(r.unsubscribe, "*") { // all were asked for, and are no longer
+		for name := range w.held {
+			if !w.subscribes(name) {
+				delete(w.held, name)
+				s.server.dropEntry(s, w.kind, name)
+			}
 		}
 	}
 	for _, name := range r.subscribe {

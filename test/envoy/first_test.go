@@ -239,6 +239,21 @@ func TestDelta_ARemovedResourceFallsToTheDefault(t *testing.T) {
 	}
 }
 
+func TestDelta_ANameThatIsSaidToBeAbsentIsWaitedForWithoutEnd(t *testing.T) {
+	t.Parallel()
+	w := start(t, delta)
+	w.set(listenerType, "http", httpListener(t, "http", discovered{Default: httpOpen(), Timeout: "1s"}))
+	w.waitAsked(extensionType, plugin)
+	w.wantACK(w.wait(extensionType, w.remove(extensionType, plugin)))
+	<-time.After(2 * time.Second) // the time-out is long over
+	if w.Ready() {
+		t.Error("envoy is ready: being told that there is no such extension does not keep it waiting any more")
+	}
+	w.wantACK(w.pushExtension(plugin, wasm{VM: "v1", Inline: module("module-1")}.any(t)))
+	w.WaitReady()
+	w.wantAnswer("http", answer{Status: 200, Tag: "module-1"})
+}
+
 func TestListener_AnUnknownTypeURLIsANACKOfTheListener(t *testing.T) {
 	t.Parallel()
 	w := serving(t)
