@@ -109,14 +109,14 @@ type Controller struct {
 	}
 
 	// What follows is the loop's alone.
-	pods     map[source.Key]*held
-	waiting  map[source.Key]*held // those of pods that are not being patched
-	rings    map[source.Key]*ring
-	wanted   map[source.Key]struct{}
-	leading  bool
-	dirty    map[source.Key]struct{} // to be judged in the next pass
-	all      bool                    // all that wait are
-	swept    time.Time               // when all last were
+	pods    map[source.Key]*held
+	waiting map[source.Key]*held // those of pods that are not being patched
+	rings   map[source.Key]*ring
+	wanted  map[source.Key]struct{}
+	leading bool
+	dirty   map[source.Key]struct{} // to be judged in the next pass
+	all     bool                    // all that wait are
+	swept   time.Time               // when all last were
 }
 
 // New returns a Controller. Nothing happens until Run.

@@ -70,7 +70,6 @@ type world struct {
 	client   *kubernetes.Clientset // the administrator's
 	registry *localregistry.Registry
 	watch    *canary.Watcher
-	config   func(*Config)
 	access   access.Config
 	dir      string
 	as       *rest.Config
@@ -85,6 +84,7 @@ type world struct {
 	secrets *kube.Secrets
 	stop    func()
 	names   atomic.Int64
+	prints  secret.Key
 }
 
 // counting counts what the controller asks of the API server.
@@ -154,7 +154,7 @@ func (w *world) run(change ...func(*Config)) *world {
 	w.t.Helper()
 	root, err := secret.NewRoot(bytes.Repeat([]byte{7}, 32), nil)
 	must(w.t, err)
-	w.metrics = prometheus.NewRegistry()
+	w.metrics, w.prints = prometheus.NewRegistry(), root.Key(secret.ForFingerprints)
 	log := w.watch.Log()
 	client, err := oci.NewClient(oci.Settings{Registries: []oci.Registry{{Host: w.registry.Host(), PlainHTTP: true}}, Key: root.Key(secret.ForFingerprints), Log: log})
 	must(w.t, err)
