@@ -7,11 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 )
@@ -128,7 +131,7 @@ func (s *Server) wrap(program string) (string, error) {
 		return path, nil // not Linux
 	}
 	script := filepath.Join(s.folder, program)
-	text := fmt.Sprintf("#!/bin/sh\nexec %q --pdeathsig KILL %q \"$@\"\n", setpriv, path)
+	text := fmt.Sprintf("#!/bin/sh\necho $$ > %q\nexec %q --pdeathsig KILL %q \"$@\"\n", script+".pid", setpriv, path)
 	return script, os.WriteFile(script, []byte(text), 0o700) //nolint:gosec // it is to be run
 }
 
@@ -136,15 +139,44 @@ func (s *Server) stop() error {
 	if s.admin != nil {
 		s.admin.close()
 	}
-	return errors.Join(s.env.Stop(), os.RemoveAll(s.folder))
+	s.kill()
+	var err error
+	for range 2 { // envtest may not have seen yet that it has ended
+		if err = s.env.Stop(); err == nil {
+			break
+		}
+	}
+	return errors.Join(err, os.RemoveAll(s.folder))
 }
 
-// Down ends the API server and keeps its data and its port; etcd stays. Up brings it back.
+// Down kills the API server, as a crash would, and keeps its data and its port; etcd stays. Up brings it back.
 func (s *Server) Down(t testing.TB) {
 	t.Helper()
-	if err := s.env.ControlPlane.APIServer.Stop(); err != nil {
-		t.Fatalf("end the API server: %v", err)
+	s.kill()
+	Eventually(t, func() string { // until envtest, too, has seen it end
+		if err := s.env.ControlPlane.APIServer.Stop(); err != nil {
+			return "an API server that has ended: " + err.Error()
+		}
+		return ""
+	})
+}
+
+// kill ends the API server at once: asked to end, it waits a minute for watches that are open.
+func (s *Server) kill() {
+	text, err := os.ReadFile(filepath.Join(s.folder, "kube-apiserver.pid"))
+	if err != nil {
+		return // not Linux: it will have to be asked
 	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return
+	}
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_ = wait.PollUntilContextCancel(ctx, 5*time.Millisecond, true, func(context.Context) (bool, error) {
+		return syscall.Kill(pid, 0) != nil, nil // reaped
+	})
 }
 
 // Up brings back what Down has ended, on its port, with its data, certificates and users.
