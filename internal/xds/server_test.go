@@ -722,19 +722,15 @@ func TestServer_ResubscribingIsAskingAnew(t *testing.T) {
 	})
 }
 
-func TestServer_DeltaRemovesListenersAndSaysWhichRouteIsAbsent(t *testing.T) {
+func TestServer_DeltaRemovesListenersAndSaysNothingOfAnAbsentRoute(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		b.publish(lds(t, "l", "1"), lds(t, "m", "1"), rds(t, "r", "1"))
 		c := b.delta()
 		c.Ask(xds.ListenerType, nil)
 		c.Ack(c.Next())
-		c.Ask(xds.RouteType, nil, "r", "absent", "absent too")
+		c.Ask(xds.RouteType, nil, "r", "absent")
 		c.Ack(c.Next())
-		absent := c.Next()
-		if d := cmp.Diff([]string{"absent", "absent too"}, absent.GetRemovedResources()); d != "" {
-			t.Error(d)
-		}
-		c.Ack(absent)
+		quiet(t, c) // a real one that is told waits for it without end: test/envoy
 		b.publish(lds(t, "m", "2"))
 		r := c.Next()
 		if d := cmp.Diff([]string{"l"}, r.GetRemovedResources()); d != "" || len(r.GetResources()) != 1 {

@@ -194,7 +194,8 @@ func (s *stream) next(w *watch, snap *Snapshot) *answer {
 }
 
 // nextNamed answers for one name, of the types that proxies ask for by name. One resource in
-// each response: a refusal covers a response.
+// each response: a refusal covers a response. What is not there is answered nothing: a proxy that
+// is told so waits for it without end, where it would have gone on after a time-out.
 func (s *stream) nextNamed(w *watch, snap *Snapshot) *answer {
 	// What there is, not what is asked for: a proxy may ask for thousands of names.
 	for _, r := range snap.resources[w.kind] {
@@ -230,32 +231,7 @@ func (s *stream) nextNamed(w *watch, snap *Snapshot) *answer {
 		delete(w.retryAt, name)
 		return &answer{items: []item{s.item(w, r, try)}}
 	}
-	return s.nextAbsent(w, snap)
-}
-
-// nextAbsent says which of the routes that a delta proxy asks for are not there: its listeners
-// would wait for them. Of extensions that is not said: a proxy that is told waits on all the
-// same, and one that runs something would drop it. A route that the proxy holds is never taken
-// from it. In the state of the world it cannot be said.
-func (s *stream) nextAbsent(w *watch, snap *Snapshot) *answer {
-	if !w.delta || w.kind != routes || len(w.asked) == 0 {
-		return nil
-	}
-	a := &answer{}
-	for name := range w.asked {
-		if snap.names[w.kind][name] != nil {
-			continue
-		}
-		delete(w.asked, name)
-		if _, held := w.held[name]; !held {
-			a.removed = append(a.removed, name)
-		}
-	}
-	if len(a.removed) == 0 {
-		return nil
-	}
-	slices.Sort(a.removed)
-	return a
+	return nil
 }
 
 // keeps reports whether the proxy shall keep what it runs: r is kept and the proxy has a real

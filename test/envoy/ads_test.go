@@ -21,6 +21,7 @@ import (
 // The types that the throw-away server is asked for.
 const (
 	listenerType  = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	routeType     = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 	extensionType = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 )
 

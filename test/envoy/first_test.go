@@ -254,6 +254,28 @@ func TestDelta_ANameThatIsSaidToBeAbsentIsWaitedForWithoutEnd(t *testing.T) {
 	w.wantAnswer("http", answer{Status: 200, Tag: "module-1"})
 }
 
+func TestDelta_ARouteThatIsSaidToBeAbsentIsWaitedForWithoutEnd(t *testing.T) {
+	t.Parallel()
+	routed := func(w *world) {
+		w.set(listenerType, "http", toListener(t, "http", object{"name": "hcm", "typed_config": object{
+			"@type": networkHCM, "stat_prefix": "http", "http_filters": []object{{"name": "router", "typed_config": object{"@type": httpRouter}}},
+			"rds": object{"route_config_name": "r", "config_source": object{"ads": object{}, "resource_api_version": "V3", "initial_fetch_timeout": "1s"}},
+		}}))
+		w.waitAsked(routeType, "r")
+	}
+	silent := start(t, delta)
+	routed(silent)
+	silent.WaitReady()
+	silent.wantAnswer("http", answer{Status: 404})
+	told := start(t, delta)
+	routed(told)
+	told.wantACK(told.wait(routeType, told.remove(routeType, "r")))
+	<-time.After(2 * time.Second) // the time-out is long over
+	if told.Ready() {
+		t.Error("envoy is ready: being told that there is no such route does not keep it waiting any more")
+	}
+}
+
 func TestListener_AnUnknownTypeURLIsANACKOfTheListener(t *testing.T) {
 	t.Parallel()
 	w := serving(t)
