@@ -85,7 +85,7 @@ func (a *app) releaseAll(ctx context.Context, api *v1alpha1.KubernetesConfig) (i
 	if err != nil {
 		return 0, fail(Usage, fmt.Errorf("placement release: %w", err), "name a kubeconfig with --kubeconfig")
 	}
-	if err := release.Disarm(ctx, client); err != nil {
+	if err := release.Disarm(ctx, client, release.WebhookName, release.PolicyName); err != nil {
 		a.note("Warning: new pods may still be given the gate: %s", printable(err.Error()))
 	}
 	released, err := release.All(ctx, client, a.logger(slog.LevelInfo))

@@ -30,23 +30,24 @@ const (
 	oneTry     = 30 * time.Second
 )
 
-// Names of what puts the gate on new pods, as the chart calls them.
+// Names of what puts the gate on new pods, as the chart calls them by default.
 const (
 	WebhookName = "stile-webhook"
 	PolicyName  = "stile-gate"
 )
 
-// Disarm removes what puts the gate on new pods: the webhook's configuration and the
-// binding of the policy. What is not there is fine; what may not be removed is an error.
-func Disarm(ctx context.Context, client kubernetes.Interface) error {
+// Disarm removes what puts the gate on new pods: the configuration of the webhook and the
+// binding of the policy with these names (WebhookName, PolicyName). What is not there is
+// fine; what may not be removed is an error.
+func Disarm(ctx context.Context, client kubernetes.Interface, webhook, policy string) error {
 	admission := client.AdmissionregistrationV1()
 	var errs []error
 	for what, remove := range map[string]func(context.Context) error{
-		"MutatingWebhookConfiguration " + WebhookName: func(ctx context.Context) error {
-			return admission.MutatingWebhookConfigurations().Delete(ctx, WebhookName, metav1.DeleteOptions{})
+		"MutatingWebhookConfiguration " + webhook: func(ctx context.Context) error {
+			return admission.MutatingWebhookConfigurations().Delete(ctx, webhook, metav1.DeleteOptions{})
 		},
-		"MutatingAdmissionPolicyBinding " + PolicyName: func(ctx context.Context) error {
-			return admission.MutatingAdmissionPolicyBindings().Delete(ctx, PolicyName, metav1.DeleteOptions{})
+		"MutatingAdmissionPolicyBinding " + policy: func(ctx context.Context) error {
+			return admission.MutatingAdmissionPolicyBindings().Delete(ctx, policy, metav1.DeleteOptions{})
 		},
 	} {
 		if err := patiently(ctx, func(ctx context.Context) error { return remove(ctx) }); err != nil && !apierrors.IsNotFound(err) {

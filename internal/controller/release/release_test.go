@@ -104,7 +104,7 @@ func TestNobodyIsStranded(t *testing.T) {
 		}
 		return ""
 	})
-	if err := Disarm(t.Context(), hook); err != nil {
+	if err := Disarm(t.Context(), hook, WebhookName, PolicyName); err != nil {
 		t.Fatal(err)
 	}
 	later := 0
@@ -147,7 +147,7 @@ func TestNobodyIsStranded(t *testing.T) {
 			t.Errorf("the %s that gates new pods is still there", what)
 		}
 	}
-	if err := Disarm(t.Context(), hook); err != nil {
+	if err := Disarm(t.Context(), hook, WebhookName, PolicyName); err != nil {
 		t.Errorf("again, with nothing there: %v", err)
 	}
 }
