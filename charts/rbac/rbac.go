@@ -80,10 +80,9 @@ var Rules = []Rule{
 
 	{Uninstall, "", []string{"pods"}, []string{"list", "patch"}, nil, "",
 		"to take the gate off whatever pod carries it"},
-	{Uninstall, "admissionregistration.k8s.io", []string{"mutatingwebhookconfigurations"}, []string{"delete"}, []string{`{{ include "stile.webhook" . }}`}, gateHook,
+	{Uninstall, "admissionregistration.k8s.io", []string{"mutatingwebhookconfigurations"}, []string{"delete"}, []string{`{{ include "stile.webhook" . }}`}, "",
 		"no new pod is held any more"},
-	{Uninstall, "admissionregistration.k8s.io", []string{"mutatingadmissionpolicybindings"}, []string{"delete"}, []string{`{{ include "stile.name" . }}-gate`},
-		`and .Values.placement.enabled (eq .Values.placement.via "policy")`,
+	{Uninstall, "admissionregistration.k8s.io", []string{"mutatingadmissionpolicybindings"}, []string{"delete"}, []string{`{{ include "stile.name" . }}-gate`}, "",
 		"the same"},
 }
 

@@ -27,6 +27,7 @@ type statusReport struct {
 	Plugins    []json.RawMessage `json:"plugins"`
 	Proofs     []json.RawMessage `json:"proofs"`
 	Proxies    []json.RawMessage `json:"proxies"`
+	Replicas   []replicaReport   `json:"replicas,omitempty"` // where a Kubernetes API was asked
 }
 
 func statusVerb(a *app) *cobra.Command {
@@ -35,10 +36,15 @@ func statusVerb(a *app) *cobra.Command {
 		Short: "What a running service does: plugins, proofs, proxies",
 		Long: `Asks the admin address of a running service. With a name, only that plugin, the proofs that
 it uses and the proxies that have it. Exits with 5 if there is no such plugin, and with 6 if
-nobody answers.`,
+nobody answers.
+
+With --context, --kubeconfig or -n, and always as "kubectl stile status", it asks a cluster: plugins
+are read from their own status, proofs and proxies from every ready replica, through the API server
+as "kubectl port-forward" does. What cannot be reached is said on stderr and left out.`,
 		Example: `  stile status
   stile status team-a/auth -o json
-  stile status --server 127.0.0.1:18002 --watch`,
+  stile status --server 127.0.0.1:18002 --watch
+  stile status --context staging -n team-a`,
 		Args: arguments(0, 1, "one NAMESPACE/NAME"),
 	}
 	var server string
@@ -47,9 +53,28 @@ nobody answers.`,
 	cmd.Flags().StringVar(&server, "server", "", "admin address of the service, host:port (else admin.address of the configuration)")
 	cmd.Flags().BoolVar(&watch, "watch", false, "print again whenever something changes, until Ctrl-C")
 	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long one answer may take")
+	cluster := &inCluster{}
+	cmd.Flags().StringVar(&cluster.api.Kubeconfig, "kubeconfig", "", "kubeconfig file (else the cluster that stile runs in, $KUBECONFIG, ~/.kube/config)")
+	cmd.Flags().StringVar(&cluster.api.Context, "context", "", "context of the kubeconfig (else its current one)")
+	cmd.Flags().StringVarP(&cluster.namespace, "namespace", "n", "", "plugins of this namespace alone, of a cluster")
+	cmd.Flags().StringVar(&cluster.home, "service-namespace", "stile-system", "namespace of the service's own pods")
 	out := outputFlag(cmd)
 	in := configFileFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		name := ""
+		if len(args) > 0 {
+			name = args[0]
+		}
+		cluster.all = calledByKubectl() && server == ""
+		if cluster.wanted() {
+			if server != "" {
+				return usagef("status: --server names one service, --context, --kubeconfig and -n a cluster: choose one")
+			}
+			if err := cluster.open(); err != nil {
+				return err
+			}
+			return a.status(cmd.Context(), out, statusQuery{cluster: cluster, name: name, watch: watch, timeout: timeout})
+		}
 		if server == "" {
 			loaded, err := a.loadConfig(in)
 			if err != nil {
@@ -60,10 +85,6 @@ nobody answers.`,
 		if _, _, err := net.SplitHostPort(server); err != nil {
 			return usagef("status: --server: want host:port, have %q", server)
 		}
-		name := ""
-		if len(args) > 0 {
-			name = args[0]
-		}
 		return a.status(cmd.Context(), out, statusQuery{server: server, name: name, watch: watch, timeout: timeout})
 	}
 	return cmd
@@ -71,6 +92,7 @@ nobody answers.`,
 
 type statusQuery struct {
 	server, name string
+	cluster      *inCluster // nil: server is asked
 	watch        bool
 	timeout      time.Duration
 }
@@ -96,6 +118,9 @@ func (a *app) status(ctx context.Context, out *output, q statusQuery) error {
 			continue
 		}
 		lost = ""
+		if last == "" {
+			a.notAsked(s.report.Replicas)
+		}
 		var text strings.Builder
 		if err := out.print(&text, s.answer()); err != nil {
 			return err
@@ -145,6 +170,9 @@ type proofItem struct {
 
 // ask reads the three lists and keeps what concerns the plugin that was named.
 func (q statusQuery) ask(ctx context.Context) (*statusAnswers, error) {
+	if q.cluster != nil {
+		return q.cluster.ask(ctx, q)
+	}
 	s := &statusAnswers{report: statusReport{APIVersion: apiVersion, Kind: "Status"}}
 	name := func(p engine.PluginStatus) string { return p.Namespace + "/" + p.Name }
 	err := errors.Join(
@@ -256,6 +284,9 @@ func (s *statusAnswers) table(w io.Writer, wide bool) {
 			}
 		}
 		t.row(p.ID, p.Cluster, p.Namespace, fmt.Sprint(len(p.Resources)), fmt.Sprint(rejected))
+		if p.Waiting {
+			t.row("  is not answered yet: /readyz?verbose says why")
+		}
 		for _, r := range p.Resources {
 			if wide {
 				t.row("  "+r.Name, string(r.State), r.Message)
