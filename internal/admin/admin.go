@@ -54,6 +54,7 @@ type Options struct {
 	Plugins, Proofs, Proxies func() any
 	Recheck                  Rechecker // nil: POST /api/v1/recheck is 404
 	Ready                    []Check
+	Notes                    func() []string     // what is wrong without making the service unready: "/readyz?verbose" has it; nil: nothing
 	Gatherer                 prometheus.Gatherer // nil: /metrics is empty
 	Log                      *slog.Logger        // nil: no log
 	// Admit says whether a caller may do what it asks of New's handler; nil: whoever reaches
@@ -145,8 +146,8 @@ func onlyLocalNames(next http.Handler) http.Handler {
 }
 
 func (o Options) health(mux *http.ServeMux) {
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) { report(w, r, nil) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { report(w, r, o.Ready) })
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) { report(w, r, nil, nil) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { report(w, r, o.Ready, o.Notes) })
 	gatherer := o.Gatherer
 	if gatherer == nil {
 		gatherer = prometheus.NewRegistry()
@@ -155,8 +156,8 @@ func (o Options) health(mux *http.ServeMux) {
 }
 
 // report answers 200 "ok" if all checks hold, else 503 and the faults; "?verbose" names
-// every check.
-func report(w http.ResponseWriter, r *http.Request, checks []Check) {
+// every check, and the notes.
+func report(w http.ResponseWriter, r *http.Request, checks []Check, notes func() []string) {
 	var text strings.Builder
 	status := http.StatusOK
 	verbose := r.URL.Query().Has("verbose")
@@ -166,6 +167,11 @@ func report(w http.ResponseWriter, r *http.Request, checks []Check) {
 			_, _ = fmt.Fprintf(&text, "[-]%s: %v\n", c.Name, err)
 		} else if verbose {
 			_, _ = fmt.Fprintf(&text, "[+]%s ok\n", c.Name)
+		}
+	}
+	if verbose && notes != nil {
+		for _, note := range notes() {
+			_, _ = fmt.Fprintf(&text, "[!]%s\n", note)
 		}
 	}
 	if status == http.StatusOK {

@@ -124,6 +124,18 @@ func TestReadyz_503UntilTheFirstPlan(t *testing.T) {
 	}
 }
 
+func TestReadyz_NotesAreSaidAndMakeNothingUnready(t *testing.T) {
+	t.Parallel()
+	ready := true
+	o := options(&ready)
+	o.Notes = func() []string { return []string{"envoy file edge: broken"} }
+	for target, want := range map[string]string{"/readyz?verbose": "[+]plan ok\n[+]store ok\n[!]envoy file edge: broken\nok\n", "/readyz": "ok\n", "/livez?verbose": "ok\n"} {
+		if status, body := ask(New(o), "GET", target, "", nil); status != 200 || body != want {
+			t.Errorf("%s: %d %q, want %q", target, status, body, want)
+		}
+	}
+}
+
 func TestAdmin_RefusesWhatABrowserWasLedTo(t *testing.T) {
 	t.Parallel()
 	host := func(h string) func(*http.Request) { return func(r *http.Request) { r.Host = h } }

@@ -29,7 +29,7 @@ import (
 // openServers makes the servers of the bound addresses.
 func (s *service) openServers() error {
 	options := xds.ServerOptions()
-	xdsTLS, err := serverTLS("xds.tls", s.cfg.XDS.TLS, "h2")
+	xdsTLS, err := serverTLS("xds.tls", s.cfg.XDS.TLS, s.log, "h2")
 	if err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func (s *service) openServers() error {
 	s.proxies.Register(g)
 	s.servers = append(s.servers, server{"xds", func() error { return g.Serve(s.bound.xds) }, g.Stop})
 
-	modulesTLS, err := serverTLS("modules.tls", s.cfg.Modules.TLS, "h2", "http/1.1")
+	modulesTLS, err := serverTLS("modules.tls", s.cfg.Modules.TLS, s.log, "h2", "http/1.1")
 	if err != nil {
 		return err
 	}
@@ -110,9 +110,19 @@ func (s *service) adminOptions() admin.Options {
 			}
 			return errors.New("the first complete plan is not made yet")
 		}}}, s.kubernetesChecks()...),
+		Notes:    s.notes,
 		Gatherer: s.metrics,
 		Log:      s.log,
 	}
+}
+
+// notes are what an operator should know that does not make the service unready: another
+// replica could not do better.
+func (s *service) notes() (notes []string) {
+	for _, name := range s.engine.BrokenFiles() {
+		notes = append(notes, fmt.Sprintf("envoy file %s: nothing good has been read of it since the start, and the proxies that it is for are not answered; the log names its faults", name))
+	}
+	return notes
 }
 
 // opener opens modules for the module server.

@@ -6,8 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,9 +24,9 @@ import (
 
 // serverTLS returns the TLS configuration of a listener, or nil where none is set. Its
 // files are read again when they change; files that are broken then leave the last good
-// ones in force.
-func serverTLS(field string, c v1alpha1.TLSConfig, protocols ...string) (*tls.Config, error) {
-	return reloadingTLS(field, &reloading{files: c, protocols: protocols, clients: tls.RequireAndVerifyClientCert})
+// ones in force. What keeps clients away or a certificate old is said in log, now and then.
+func serverTLS(field string, c v1alpha1.TLSConfig, log *slog.Logger, protocols ...string) (*tls.Config, error) {
+	return reloadingTLS(field, &reloading{files: c, protocols: protocols, clients: tls.RequireAndVerifyClientCert, log: log})
 }
 
 func reloadingTLS(field string, r *reloading) (*tls.Config, error) {
@@ -34,7 +37,7 @@ func reloadingTLS(field string, r *reloading) (*tls.Config, error) {
 	if err != nil {
 		return nil, fail(Usage, fmt.Errorf("%s: %w", field, err), "name PEM files that this user may read")
 	}
-	r.current = first
+	r.current, r.field = first, field
 	return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: r.protocols, GetConfigForClient: r.config}, nil
 }
 
@@ -43,19 +46,30 @@ type reloading struct {
 	files     v1alpha1.TLSConfig
 	protocols []string
 	clients   tls.ClientAuthType // where clientCAFile is set
+	log       *slog.Logger       // nil: nothing is said
+	field     string
 
 	mu      sync.Mutex // guards what follows; reading the files happens under it, once per second at most
 	current *tls.Config
 	looked  time.Time
 	stamps  [3]time.Time
+	said    map[string]time.Time // when each warning was last logged
 }
 
-// lookAgain is how often the files are looked at.
-const lookAgain = time.Second
+const (
+	// lookAgain is how often the files are looked at.
+	lookAgain = time.Second
+	// sayAgain is how often one warning is logged: a proxy that cannot connect tries for ever.
+	sayAgain = time.Minute
+)
 
-func (r *reloading) config(*tls.ClientHelloInfo) (*tls.Config, error) {
+func (r *reloading) config(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if hello != nil && !slices.Contains(hello.SupportedVersions, tls.VersionTLS13) {
+		r.warn("old", "a client was turned away: it speaks TLS 1.2 at most, and stile 1.3 alone; for Envoy set tls_params.tls_maximum_protocol_version: TLSv1_3 "+
+			"in its cluster's common_tls_context (examples/bootstrap/mtls.yaml)", "from", hostOf(hello.Conn))
+	}
 	if time.Since(r.looked) < lookAgain {
 		return r.current, nil
 	}
@@ -64,8 +78,33 @@ func (r *reloading) config(*tls.ClientHelloInfo) (*tls.Config, error) {
 		r.current = next
 	} else {
 		r.stamps = before
+		r.warn("files", "the TLS files have changed and cannot be used: those read before stay in force", "error", err)
 	}
 	return r.current, nil
+}
+
+// warn logs one kind of warning, now and then. r.mu is held.
+func (r *reloading) warn(kind, message string, args ...any) {
+	if r.log == nil || time.Since(r.said[kind]) < sayAgain {
+		return
+	}
+	if r.said == nil {
+		r.said = map[string]time.Time{}
+	}
+	r.said[kind] = time.Now()
+	r.log.Warn(message, append([]any{"listener", r.field}, args...)...)
+}
+
+// hostOf is the address that a connection comes from, without its port.
+func hostOf(c net.Conn) string {
+	if c == nil {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
+	if err != nil {
+		return c.RemoteAddr().String()
+	}
+	return host
 }
 
 // load reads the files if any has changed since they were read.

@@ -10,11 +10,13 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -247,11 +249,43 @@ func TestServerTLS_FilesThatAreNoCertificates(t *testing.T) {
 		{CertFile: a.path("ca.crt"), KeyFile: a.path("server.key")},
 		{CertFile: a.path("server.crt"), KeyFile: a.path("server.key"), ClientCAFile: text},
 	} {
-		if _, err := serverTLS("xds.tls", files); codeOf(err) != Usage {
+		if _, err := serverTLS("xds.tls", files, nil); codeOf(err) != Usage {
 			t.Errorf("%+v: %v", files, err)
 		}
 	}
-	if c, err := serverTLS("xds.tls", v1alpha1.TLSConfig{}); c != nil || err != nil {
+	if c, err := serverTLS("xds.tls", v1alpha1.TLSConfig{}, nil); c != nil || err != nil {
 		t.Errorf("without files: %v, %v", c, err)
+	}
+}
+
+// Envoy's clients end at TLS 1.2 unless told otherwise, and neither side says why nothing comes: the log does, with the remedy.
+func TestServerTLS_AClientThatEndsAtTLS12IsTurnedAwayAndTheLogNamesTheRemedy(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	a.server("server")
+	var log strings.Builder
+	c, err := serverTLS("xds.tls", v1alpha1.TLSConfig{CertFile: a.path("server.crt"), KeyFile: a.path("server.key")}, slog.New(slog.NewTextHandler(&log, nil)), "h2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shake := func(most uint16) error {
+		client, server := net.Pipe()
+		done := make(chan error, 1)
+		go func() { done <- tls.Server(server, c).Handshake(); _ = server.Close() }()
+		err := tls.Client(client, &tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: most, InsecureSkipVerify: true}).Handshake() //nolint:gosec // the version alone is looked at
+		_ = client.Close()
+		<-done
+		return err
+	}
+	if err := shake(tls.VersionTLS13); err != nil || log.String() != "" {
+		t.Errorf("a client of today: %v, %s", err, log.String())
+	}
+	for range 5 {
+		if shake(tls.VersionTLS12) == nil {
+			t.Fatal("TLS 1.2 is taken")
+		}
+	}
+	if text := log.String(); strings.Count(text, "tls_maximum_protocol_version: TLSv1_3") != 1 || !strings.Contains(text, "listener=xds.tls") {
+		t.Errorf("want the remedy, once:\n%s", text)
 	}
 }

@@ -124,7 +124,8 @@ type Engine struct {
 	ready   atomic.Bool
 	status  atomic.Pointer[[]PluginStatus]
 	tokens  tokens
-	running sync.Mutex // held by Run: one at a time
+	broken  atomic.Pointer[[]string] // see BrokenFiles
+	running sync.Mutex               // held by Run: one at a time
 
 	reconsider chan struct{}
 	changed    chan struct{}

@@ -140,9 +140,37 @@ func (e *Engine) defaultFile() string {
 	return strings.TrimSuffix(e.cfg.EnvoyDefault, path.Ext(e.cfg.EnvoyDefault))
 }
 
+// BrokenFiles names the Envoy files of which nothing good has been read since the start. The
+// proxies that they are for are not answered. Safe to call at any time; what it returns is sorted.
+func (e *Engine) BrokenFiles() []string {
+	if names := e.broken.Load(); names != nil {
+		return *names
+	}
+	return nil
+}
+
+func (e *Engine) noteBroken() {
+	var names []string
+	for name, f := range e.files {
+		if f.parsed == nil {
+			names = append(names, name)
+		}
+	}
+	for name, unreadable := range e.world.UnreadableEnvoy {
+		if unreadable && e.files[name] == nil {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	if before := e.BrokenFiles(); !slices.Equal(before, names) {
+		e.broken.Store(&names)
+	}
+}
+
 // publish plans again for the groups that the news concern, and sends a snapshot to
 // those and to the groups that serve a plugin whose delivery changed.
 func (e *Engine) publish(n news, changed map[plugin.Key]bool) {
+	e.noteBroken()
 	for _, name := range slices.Sorted(maps.Keys(e.groups)) {
 		g := e.groups[name]
 		if _, usable := e.file(g); !usable {

@@ -3,6 +3,7 @@ package engine_test
 import (
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -558,11 +559,19 @@ func TestP8_AnEnvoyFileThatNeverWasGoodAnswersNobody(t *testing.T) {
 				if len(h.proxies.published) != 0 {
 					t.Errorf("published: %v", h.proxies.published)
 				}
+				if got := h.engine.BrokenFiles(); !slices.Equal(got, []string{"edge"}) {
+					t.Errorf("the files that were never good: %v", got)
+				}
 				h.now.UnreadableEnvoy = nil
 				h.now.EnvoyFiles = map[string][]byte{"edge": []byte("listeners: []")}
 				h.apply()
-				if len(h.proxies.published) != 1 {
-					t.Errorf("published once the file was good: %v", h.proxies.published)
+				if len(h.proxies.published) != 1 || len(h.engine.BrokenFiles()) != 0 {
+					t.Errorf("published once the file was good: %v; never good: %v", h.proxies.published, h.engine.BrokenFiles())
+				}
+				h.now.EnvoyFiles = map[string][]byte{"edge": []byte("listeners: [{nme: x}]")}
+				h.apply()
+				if got := h.engine.BrokenFiles(); len(got) != 0 {
+					t.Errorf("a file whose last good content is in force is said to be never good: %v", got)
 				}
 			})
 		})

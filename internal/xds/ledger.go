@@ -229,6 +229,7 @@ func (s *Server) Proxies() []Proxy {
 			served = append(served, map[string]bool{})
 		}
 		served[at][st.only] = true
+		out[at].Waiting = out[at].Waiting || st.snapshot == nil
 		out[at].Resources = append(out[at].Resources, st.resources()...)
 	}
 	for i := range out {

@@ -218,6 +218,7 @@ type Proxy struct {
 	Cluster        string          `json:"cluster"`
 	Namespace      string          `json:"namespace"`
 	ConnectedSince time.Time       `json:"connectedSince"`
+	Waiting        bool            `json:"waiting,omitempty"` // it is not answered yet: there is no plan for it, or its Envoy file was never good
 	Resources      []ProxyResource `json:"resources"`
 }
 
