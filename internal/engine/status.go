@@ -231,6 +231,10 @@ func programmed(ps *pluginState, s PluginStatus) Condition {
 		return set("True", v1alpha1.ReasonNoMatchingProxies, "no connected proxy should run it")
 	case n.Accepted == n.Matched:
 		return set("True", v1alpha1.ReasonProgrammed, "%d of %d proxies have loaded it", n.Accepted, n.Matched)
+	case n.Accepted == 0 && n.Rejected == 0 && n.Sent > 0 && ps.delivery.Mode == xds.Remote:
+		// Envoy has the same words for "not fetched yet" and "refused": see xds.
+		return set("Unknown", v1alpha1.ReasonPending, "0 of %d proxies have loaded it yet: they fetch it by its URL, and one that refuses it cannot be told from one that fetches for up to 45 s; "+
+			`"stile status -o wide" has their words`, n.Matched)
 	case n.Accepted == 0 && n.Rejected == 0:
 		return set("Unknown", v1alpha1.ReasonPending, "0 of %d proxies have answered yet", n.Matched)
 	default:
