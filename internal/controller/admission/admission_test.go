@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	admissionv1 "k8s.io/api/admission/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -269,7 +270,8 @@ func TestACertificateIsReplacedAndNoCallFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, calls, calling := make(chan struct{}), 0, sync.WaitGroup{}
+	stop, calling := make(chan struct{}), sync.WaitGroup{}
+	var calls atomic.Int64
 	calling.Go(func() {
 		body := []byte(`{"apiVersion":"extensions.istio.io/v1alpha1","kind":"WasmPlugin","metadata":{"name":"dry"},"spec":{"url":"oci://r.example/a"}}`)
 		for {
@@ -284,7 +286,7 @@ func TestACertificateIsReplacedAndNoCallFails(t *testing.T) {
 				t.Errorf("a call failed: %v", err)
 				return
 			}
-			calls++
+			calls.Add(1)
 		}
 	})
 
@@ -307,7 +309,17 @@ func TestACertificateIsReplacedAndNoCallFails(t *testing.T) {
 		}
 		return string(v.Webhooks[1].ClientConfig.CABundle)
 	}
+	someCalls := func() {
+		from := calls.Load()
+		kubetest.Eventually(t, func() string {
+			if n := calls.Load(); n < from+10 {
+				return fmt.Sprintf("ten calls, got %d", n-from)
+			}
+			return ""
+		})
+	}
 	first := secret()
+	someCalls()
 
 	ahead.Store(0) // two thirds of its life are over
 	poke()
@@ -321,8 +333,15 @@ func TestACertificateIsReplacedAndNoCallFails(t *testing.T) {
 		t.Error("the next certificate is used before it is trusted, or the last one is trusted no more")
 	}
 
-	ahead.Store(int64(overlap / 2)) // not yet
-	poke()
+	someCalls()
+
+	ahead.Store(int64(overlap / 2))
+	if err := replicas[0].trust.(*own).turn(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if string(secret()["tls.crt"]) != string(first["tls.crt"]) {
+		t.Error("the next certificate is used before every API server had time to learn of it")
+	}
 	ahead.Store(int64(overlap + time.Minute))
 	staged := secret()
 	kubetest.Eventually(t, func() string {
@@ -338,14 +357,46 @@ func TestACertificateIsReplacedAndNoCallFails(t *testing.T) {
 		}
 		return ""
 	})
-	// Some more calls with the new one.
-	w.ready(replicas[0])
+	someCalls()
 	close(stop)
 	calling.Wait()
-	if calls < 20 {
-		t.Errorf("only %d calls were made", calls)
+	t.Logf("%d calls, none failed", calls.Load())
+}
+
+func TestItsRightsAreByName(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	client, err := kubernetes.NewForConfig(w.account)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Logf("%d calls, none failed", calls)
+	ctx := t.Context()
+	for what, try := range map[string]func() error{
+		"list secrets": func() error {
+			_, err := client.CoreV1().Secrets(w.namespace).List(ctx, metav1.ListOptions{})
+			return err
+		},
+		"read a secret": func() error {
+			_, err := client.CoreV1().Secrets(w.namespace).Get(ctx, "regcred", metav1.GetOptions{})
+			return err
+		},
+		"make a secret": func() error {
+			_, err := client.CoreV1().Secrets(w.namespace).Patch(ctx, "regcred", types.ApplyPatchType, []byte(`{"apiVersion":"v1","kind":"Secret","metadata":{"name":"regcred"}}`), metav1.PatchOptions{FieldManager: "x"})
+			return err
+		},
+		"list configurations": func() error {
+			_, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().List(ctx, metav1.ListOptions{})
+			return err
+		},
+		"change another's configuration": func() error {
+			_, err := client.AdmissionregistrationV1().MutatingWebhookConfigurations().Patch(ctx, "istio-sidecar-injector", types.MergePatchType, []byte(`{}`), metav1.PatchOptions{})
+			return err
+		},
+	} {
+		if err := try(); !apierrors.IsForbidden(err) {
+			t.Errorf("stile may %s: %v", what, err)
+		}
+	}
 }
 
 func TestACertificateThatIsOverOrBrokenIsReplacedAtOnce(t *testing.T) {
@@ -535,7 +586,9 @@ func TestWhatIsNoReviewIsAnErrorAndEndsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Handle(ValidatePath, ValidatePlugins(PluginRules{}))
-	s.Handle("/panics", Review(func(context.Context, *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse { panic("as a test") }))
+	s.Handle("/panics", Review(func(context.Context, *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
+		panic("as a test")
+	}))
 	review := func(request string) string {
 		return `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":` + request + `}`
 	}

@@ -81,8 +81,12 @@ type budget struct {
 
 func newRecorder(client eventsv1.EventsV1Interface, identity string, log *slog.Logger, m *metrics) *recorder {
 	return &recorder{client: client, identity: cut(identity, maxIdentity), log: log, metrics: m,
-		series: map[telling]*series{}, budgets: map[subject]*budget{},
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[telling](firstRetry, lastRetry))}
+		series: map[telling]*series{}, budgets: map[subject]*budget{}}
+}
+
+// open comes before tell and run.
+func (r *recorder) open() {
+	r.queue = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[telling](firstRetry, lastRetry))
 }
 
 // tell takes an event to be told. It never waits.
@@ -165,6 +169,7 @@ func (r *recorder) run(ctx context.Context) {
 	}
 	r.queue.ShutDownWithDrain()
 	workers.Wait()
+	r.queue.ShutDown() // what waits for its time is not drained: it was told above
 }
 
 func (r *recorder) untold() []telling {

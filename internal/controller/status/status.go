@@ -124,6 +124,7 @@ func New(cfg Config) (*Writer, error) {
 // for 2 s at most. It never fails: what cannot be written is tried again.
 func (w *Writer) Run(ctx context.Context) error {
 	defer w.http.CloseIdleConnections()
+	w.events.open()
 	var events sync.WaitGroup
 	events.Go(func() { w.events.run(ctx) })
 	defer events.Wait()
