@@ -87,8 +87,26 @@ func newCluster(t *testing.T, api *kubetest.Server, tenants ...string) *cluster 
 		t.Fatal(err)
 	}
 	c.front = newFront(t)
+	api.Apply(t, nil, "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: listeners, namespace: "+c.system+", labels: { stile.dev/envoy: \"true\" } }\ndata:\n  edge.yaml: |\n"+listeners)
 	return c
 }
+
+// listeners are those of the proxies of the cluster "edge".
+const listeners = `
+    listeners:
+      - name: http
+        address: { socket_address: { address: 127.0.0.1, port_value: 8080 } }
+        filter_chains:
+          - filters:
+              - name: envoy.filters.network.http_connection_manager
+                typed_config:
+                  "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                  stat_prefix: http
+                  route_config: { virtual_hosts: [{ name: all, domains: ["*"], routes: [{ match: { prefix: / }, direct_response: { status: 200 } }] }] }
+                  http_filters:
+                    - name: envoy.filters.http.router
+                      typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
+`
 
 // tenant is one team: a namespace of its own and a user of the registry.
 type tenant struct {
@@ -232,7 +250,7 @@ func (c *cluster) start(name, more string) *replica {
 		c.Fatal(err)
 	}
 	r := &replica{cluster: c, name: name, done: make(chan struct{})}
-	r.cmd = exec.CommandContext(c.Context(), os.Args[0], "serve", "--config", config, "--log-format", "json", "-v")
+	r.cmd = exec.CommandContext(c.Context(), os.Args[0], "serve", "--config", config, "--log-format", "json")
 	r.cmd.Env = []string{asStile + "=1", "HOME=" + folder, "POD_NAME=" + name}
 	stderr, err := r.cmd.StderrPipe()
 	if err != nil {
@@ -259,7 +277,7 @@ func (c *cluster) start(name, more string) *replica {
 	c.Cleanup(func() {
 		r.kill()
 		if c.Failed() {
-			c.Logf("the log of %s, its end:\n%s", name, tail(r.Log(), 6000))
+			c.Logf("the log of %s, its end:\n%s", name, tail(r.Log(), 3000))
 		}
 		c.noCanary("the log of "+name, r.Log())
 	})

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,13 +19,16 @@ import (
 	"github.com/stileproject/stile/internal/xds/xdstest"
 )
 
-// proxy is an Envoy with listeners of its own that takes extensions from one replica.
+// proxy is an Envoy of the cluster "edge" that takes all from one replica.
 type proxy struct {
 	*testing.T
 	stream *xdstest.SotW
-	runs   map[string]string // by resource name: "<sha256>", "remote <url> <sha256>" or "standin"
-	sent   map[string][]byte // the bytes behind it
-	times  int
+
+	mu    sync.Mutex        // guards the stream and what follows
+	names []string          // of extensions, asked for once a listener is there
+	runs  map[string]string // by resource name: "<sha256>", "remote <url> <sha256>" or "standin"
+	sent  map[string][]byte // the bytes behind it
+	times int
 }
 
 // proxy connects a proxy of the tenant to a replica, which asks for the named plugins.
@@ -36,28 +40,55 @@ func (t *tenant) proxy(r *replica, id string, names ...string) *proxy {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	p := &proxy{T: t.T, runs: map[string]string{}, sent: map[string][]byte{}}
-	p.stream = xdstest.OpenExtensions(t.T, conn, plugin.Node{ID: id, Cluster: "edge", Namespace: t.namespace})
+	p.stream = xdstest.OpenADS(t.T, conn, plugin.Node{ID: id, Cluster: "edge", Namespace: t.namespace})
 	var resources []string
 	for _, n := range names {
 		resources = append(resources, xds.ResourceName(plugin.Key{Namespace: t.namespace, Name: n}))
 	}
-	p.stream.Ask(xds.ExtensionType, resources...)
+	p.stream.Ask(xds.ClusterType)
+	p.stream.Ask(xds.ListenerType)
+	p.names = resources
+	ended, done := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(ended); <-done })
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ended:
+				return
+			case <-tick.C:
+				p.take()
+			}
+		}
+	}()
 	return p
 }
 
 // take takes what has come, fetches remote modules and answers yes.
 func (p *proxy) take() {
-	p.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for {
 		r, ok := p.stream.Waiting()
 		if !ok {
 			return
 		}
 		p.times++
+		if r.GetTypeUrl() != xds.ExtensionType {
+			p.stream.Ack(r)
+			if r.GetTypeUrl() == xds.ListenerType && p.names != nil {
+				p.stream.Ask(xds.ExtensionType, p.names...)
+				p.names = nil
+			}
+			continue
+		}
 		for _, a := range r.GetResources() {
 			var e corev3.TypedExtensionConfig
 			if err := a.UnmarshalTo(&e); err != nil {
-				p.Fatal(err)
+				p.Error(err)
+				continue
 			}
 			p.runs[e.GetName()], p.sent[e.GetName()] = p.module(&e), a.GetValue()
 		}
@@ -97,6 +128,8 @@ func (p *proxy) Runs(t *tenant, name, want string) {
 	resource := xds.ResourceName(plugin.Key{Namespace: t.namespace, Name: name})
 	kubetest.Eventually(p.T, func() string {
 		p.take()
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		if p.runs[resource] != want {
 			return fmt.Sprintf("%s runs %q, want %q", resource, p.runs[resource], want)
 		}
@@ -108,13 +141,27 @@ func (p *proxy) Runs(t *tenant, name, want string) {
 func (p *proxy) Quiet(d time.Duration, why string) {
 	p.Helper()
 	p.take()
-	before := p.times
+	before := p.count()
 	select {
 	case <-time.After(d):
 	case <-p.Context().Done():
 	}
 	p.take()
-	if p.times != before {
-		p.Errorf("%d answers came though %s", p.times-before, why)
+	if n := p.count() - before; n != 0 {
+		p.Errorf("%d answers came though %s", n, why)
 	}
+}
+
+func (p *proxy) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.times
+}
+
+// Sent is what the proxy was sent last for a plugin of the tenant, to the byte.
+func (p *proxy) Sent(t *tenant, name string) string {
+	p.take()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return string(p.sent[xds.ResourceName(plugin.Key{Namespace: t.namespace, Name: name})])
 }

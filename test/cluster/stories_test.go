@@ -8,8 +8,6 @@ import (
 
 	"github.com/stileproject/stile/internal/kubetest"
 	"github.com/stileproject/stile/internal/oci/localregistry"
-	"github.com/stileproject/stile/internal/plugin"
-	"github.com/stileproject/stile/internal/xds"
 )
 
 // The story of docs/install.md: namespace, secret and plugin by kubectl; a proxy gets the
@@ -98,12 +96,9 @@ func TestStory_Replicas(t *testing.T) {
 	c.front.to.Store(&first.at.Modules) // plan from one, fetch from the other
 	p1 := a.proxy(second, "gw-1", "auth")
 	p1.Runs(a, "auth", sum(badge))
-	name := xds.ResourceName(plugin.Key{Namespace: a.namespace, Name: "auth"})
-	if string(p0.sent[name]) != string(p1.sent[name]) {
-		t.Error("the replicas do not send the same bytes")
-	}
+	same(a, sum(badge), first, second)
 	kubetest.Eventually(t, func() string {
-		if n := a.read("auth").Status.Proxies; n == nil || n.Matched != 2 || n.Accepted != 2 {
+		if n := a.read("auth").Status.Proxies; n == nil || n.Matched != 4 || n.Accepted != 4 {
 			return fmt.Sprintf("the status counts %+v, want the proxies of both", n)
 		}
 		return ""
@@ -125,14 +120,24 @@ func TestStory_Replicas(t *testing.T) {
 	p1.Runs(a, "auth", sum(toll))
 	third := c.start("stile-2", "")
 	c.front.to.Store(&third.at.Modules)
-	p2 := a.proxy(third, "gw-2", "auth")
-	p2.Runs(a, "auth", sum(toll))
-	p1.take()
-	if string(p1.sent[name]) != string(p2.sent[name]) {
-		t.Error("the new replica does not send the same bytes")
-	}
+	same(a, sum(toll), second, third)
 	second.stop()
 	third.stop()
+}
+
+// same wants proxies that start now to be sent the same bytes by all replicas.
+func same(a *tenant, want string, replicas ...*replica) {
+	a.Helper()
+	var first string
+	for i, r := range replicas {
+		p := a.proxy(r, "gw-late-"+r.name, "auth")
+		p.Runs(a, "auth", want)
+		if sent := p.Sent(a, "auth"); i == 0 {
+			first = sent
+		} else if sent != first {
+			a.Errorf("%s and %s do not send the same bytes:\n%q\n%q", replicas[0].name, r.name, first, sent)
+		}
+	}
 }
 
 // P8: an API server that restarts changes nothing.
