@@ -42,9 +42,10 @@ const (
 
 // presence is what is known of a definition.
 type presence struct {
-	state   int
-	version string // that is served
-	missing []string
+	state      int
+	version    string // that is served
+	generation int64  // of the definition; 0 where it may not be read
+	missing    []string
 }
 
 func (p presence) is(state int) bool { return p.state == state }
@@ -81,7 +82,8 @@ func (s *Source) followDefinitions(ctx context.Context, running *sync.WaitGroup)
 
 func (s *Source) setPresence(name string, p presence) {
 	s.mu.Lock()
-	same := s.crds[name].state == p.state && s.crds[name].version == p.version && slices.Equal(s.crds[name].missing, p.missing)
+	known := s.crds[name]
+	same := known.state == p.state && known.version == p.version && known.generation == p.generation && slices.Equal(known.missing, p.missing)
 	if p.state != unknown && !same {
 		s.crds[name] = p
 	}
@@ -103,7 +105,7 @@ func judgePlugins(d *apiextensionsv1.CustomResourceDefinition) presence {
 		return presence{state: notThere, missing: []string{
 			"the CustomResourceDefinition " + pluginsCRD + " is not installed: install the one that comes with stile; until then there are no plugins"}}
 	}
-	p := presence{state: there, version: v1alpha1.Version, missing: missing(d)}
+	p := presence{state: there, version: v1alpha1.Version, generation: d.Generation, missing: missing(d)}
 	if _, ok := version(d); !ok {
 		p.state = notThere
 	}

@@ -81,6 +81,8 @@ type Source struct {
 	// What follows belongs to Run.
 	plugins, gateways, configs *collection
 	gatewayVersion             string
+	generation                 int64     // of the definition under which plugins are watched
+	renew                      time.Time // when that watch is begun anew; zero: it is not
 	files                      listeners
 	known                      map[source.Key]*knownPlugin
 	last                       *source.World
@@ -203,8 +205,13 @@ func (s *Source) Run(ctx context.Context) error {
 			settled.Reset(max(0, min(s.settle, time.Until(first.Add(s.patience)))))
 		case <-settled.C:
 			first = time.Time{}
-			s.turn(ctx)
-			if again := s.read(time.Now()); again > 0 {
+			now := time.Now()
+			s.turn(ctx, now)
+			again := s.read(now)
+			if !s.renew.IsZero() && (again == 0 || s.renew.Sub(now) < again) {
+				again = s.renew.Sub(now)
+			}
+			if again > 0 {
 				settled.Reset(again)
 			}
 		}
@@ -215,18 +222,30 @@ func (s *Source) start(ctx context.Context, k kind) *collection {
 	return startCollection(ctx, s.dynamic, k, s.log, s.metrics.failures.WithLabelValues(k.resource.Resource), s.changed)
 }
 
+// renewAfterUpgrade is how long after a new definition plugins are watched anew for the second time: an API server takes a
+// moment to take it up, and there may be several.
+const renewAfterUpgrade = 10 * time.Second
+
 // turn starts and ends what the cluster's definitions have made possible or impossible, and says what is missing.
-func (s *Source) turn(ctx context.Context) {
+func (s *Source) turn(ctx context.Context, now time.Time) {
 	s.mu.Lock()
 	plugin, gateway := s.crds[pluginsCRD], s.crds[gatewaysCRD]
 	s.mu.Unlock()
 
-	switch {
-	case plugin.is(there) && s.plugins == nil:
-		s.plugins = s.start(ctx, kind{name: "WasmPlugins", resource: wasmPlugins, namespaces: s.cfg.Namespaces, labels: s.labels, read: readPlugin})
-	case plugin.is(notThere) && s.plugins != nil:
+	// A watch that began under another definition goes on for minutes to drop the fields that are new.
+	changed := s.plugins != nil && plugin.is(there) && plugin.generation != s.generation
+	due := !s.renew.IsZero() && !now.Before(s.renew)
+	if s.plugins != nil && (plugin.is(notThere) || changed || due) {
 		s.plugins.end()
 		s.plugins = nil
+		s.renew = time.Time{}
+	}
+	if s.plugins == nil && plugin.is(there) {
+		s.generation = plugin.generation
+		s.plugins = s.start(ctx, kind{name: "WasmPlugins", resource: wasmPlugins, namespaces: s.cfg.Namespaces, labels: s.labels, read: readPlugin})
+		if changed {
+			s.renew = now.Add(renewAfterUpgrade)
+		}
 	}
 	if s.gateways != nil && (gateway.is(notThere) || gateway.version != s.gatewayVersion) {
 		s.gateways.end()
