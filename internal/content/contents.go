@@ -28,6 +28,7 @@ type Contents struct {
 	process secret.Key // hides URLs where the configuration has no key
 	changed chan struct{}
 	wake    chan struct{} // something is due: Run looks
+	read    readFacts
 
 	mu      sync.Mutex // guards what is below; never held across I/O
 	items   map[itemKey]*item
@@ -96,7 +97,7 @@ func New(s *store.Store, f Fetcher, c Config) *Contents {
 	return &Contents{
 		store: s, fetcher: f, config: c, log: c.Log, metrics: newMetrics(c.Registerer),
 		process: processKey(), changed: make(chan struct{}, 1), wake: make(chan struct{}, 1),
-		items: map[itemKey]*item{}, inline: map[string]*inlined{},
+		items: map[itemKey]*item{}, inline: map[string]*inlined{}, read: readFacts{facts: map[itemKey]Facts{}},
 		queue: newQueue(c.MaxInFlight),
 	}
 }

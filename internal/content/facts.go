@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/stileproject/stile/internal/access"
 	"github.com/stileproject/stile/internal/oci"
@@ -66,12 +67,34 @@ func (c *Contents) KnownFacts(p access.Proof) (Facts, bool) {
 	if !p.Stands() {
 		return Facts{}, false
 	}
-	r, ok := c.store.Get(p.Source(), factsName(p.Digest()))
+	key := itemKey{p.Source(), p.Digest()}
+	c.read.Lock()
+	f, ok := c.read.facts[key]
+	c.read.Unlock()
 	if !ok {
-		return Facts{}, false
+		r, kept := c.store.Get(p.Source(), factsName(p.Digest()))
+		if !kept || json.Unmarshal(r.Data, &f) != nil {
+			return Facts{}, false
+		}
+		c.read.Lock()
+		if len(c.read.facts) >= maxRead {
+			clear(c.read.facts)
+		}
+		c.read.facts[key] = f
+		c.read.Unlock()
 	}
-	var f Facts
-	return f, json.Unmarshal(r.Data, &f) == nil
+	f.Platforms = slices.Clone(f.Platforms)
+	return f, true
+}
+
+// maxRead bounds the facts that are kept as they were read from the store's records:
+// reading costs some microseconds, and replicas come in hundreds.
+const maxRead = 4096
+
+// readFacts are facts by who delivered them, and their digest.
+type readFacts struct {
+	sync.Mutex
+	facts map[itemKey]Facts
 }
 
 func (c *Contents) fetchFacts(ctx context.Context, p access.Proof) (Facts, error) {

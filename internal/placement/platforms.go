@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 // Limits of what is taken from an image: no system or architecture has so long a name,
@@ -42,9 +41,21 @@ func normal(p Platform) (Platform, bool) {
 }
 
 // word reports whether s may be the value of a node's label that names a system or an
-// architecture.
+// architecture: letters and digits, and between them also hyphens, dots and underscores.
 func word(s string) bool {
-	return s != "" && len(s) <= maxWord && len(validation.IsValidLabelValue(s)) == 0
+	if s == "" || len(s) > maxWord {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case (c == '-' || c == '.' || c == '_') && i > 0 && i < len(s)-1:
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 func unknown(p Platform) bool { return p.OS == "unknown" || p.Architecture == "unknown" }
