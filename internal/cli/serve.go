@@ -295,6 +295,7 @@ func (s *service) openRooms() error {
 		rooms.Trials = s.trials
 	}
 	s.engine = engine.New(turning, rooms)
+	s.metrics.MustRegister(newServiceMetrics(s.engine.Plugins, int64(s.cfg.Store.MaxSize)))
 	return nil
 }
 

@@ -307,7 +307,21 @@ func (s *service) admit(r *http.Request) error {
 	return err
 }
 
-// kubernetesChecks are what /readyz?verbose says of the cluster.
+// kubernetesNotes are what is wrong with the cluster without making the service unready.
+func (s *service) kubernetesNotes() []string {
+	if s.kube == nil {
+		return nil
+	}
+	notes := s.kube.source.Missing()
+	if s.kube.webhooks != nil {
+		if err := s.kube.webhooks.Ready(); err != nil {
+			notes = append(notes, "webhook: "+err.Error())
+		}
+	}
+	return notes
+}
+
+// kubernetesChecks are what must hold of the cluster before the service is ready.
 func (s *service) kubernetesChecks() []admin.Check {
 	if s.kube == nil {
 		return nil

@@ -122,7 +122,7 @@ func (s *service) notes() (notes []string) {
 	for _, name := range s.engine.BrokenFiles() {
 		notes = append(notes, fmt.Sprintf("envoy file %s: nothing good has been read of it since the start, and the proxies that it is for are not answered; the log names its faults", name))
 	}
-	return notes
+	return append(notes, s.kubernetesNotes()...)
 }
 
 // opener opens modules for the module server.

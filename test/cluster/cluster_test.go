@@ -119,6 +119,7 @@ type tenant struct {
 func (c *cluster) as(name string) *tenant {
 	c.Helper()
 	t := &tenant{cluster: c, name: name, namespace: c.api.Namespace(c.T)}
+	c.maySecrets(t.namespace)
 	t.secret("regcred", c.words[name])
 	return t
 }
