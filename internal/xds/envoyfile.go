@@ -102,7 +102,7 @@ func (p *fileParser) parse(data []byte) *EnvoyFile {
 			continue
 		}
 		view, findings := viewListener(m, path)
-		for _, x := range findings {
+		for _, x := range append(findings, foreignExtensions(m, path)...) {
 			p.add(x)
 		}
 		f.listeners, f.views = append(f.listeners, m), append(f.views, view)
@@ -207,13 +207,16 @@ func (p *fileParser) missingRoutes(f *EnvoyFile) {
 	}
 }
 
+// saidValue is where protojson repeats what was written into a field that may hold a secret.
+var saidValue = regexp.MustCompile(`(?s)(invalid value for (?:string|bytes) (?:field|type)[^:]*|unexpected token):? .*`)
+
 var jsonPosition = regexp.MustCompile(`^proto:\s*|\(line \d+:\d+\):?\s*|syntax error\s*`)
 
-// cleanJSONError drops from a protojson error what speaks of JSON that nobody has seen, and
-// the deliberate instability of its spaces.
+// cleanJSONError drops from a protojson error what speaks of JSON that nobody has seen, what may
+// be a secret, and the deliberate instability of its spaces.
 func cleanJSONError(err error) error {
 	text := strings.ReplaceAll(err.Error(), "\u00a0", " ")
-	return errors.New(strings.TrimSpace(jsonPosition.ReplaceAllString(text, "")))
+	return errors.New(strings.TrimSpace(saidValue.ReplaceAllString(jsonPosition.ReplaceAllString(text, ""), "$1")))
 }
 
 // compactJSON returns m in protojson with stable spacing, with the field names of Envoy's
