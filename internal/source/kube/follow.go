@@ -229,7 +229,7 @@ func (f *followed) wait(ctx context.Context, err error) {
 	case err == nil: // the watch has lived its time
 		what = ""
 	case broken:
-		delay = min(time.Second<<min(f.tries, 10), renewAtMost)
+		delay = min(retryFirst<<min(f.tries, 12), renewAtMost)
 		if apierrors.IsGone(err) || apierrors.IsResourceExpired(err) {
 			delay = retryFirst
 		}

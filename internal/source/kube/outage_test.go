@@ -130,19 +130,10 @@ func TestBrokenWatches(t *testing.T) {
 	c := newCluster(t, kubetest.API(t))
 	c.apply(wasmPlugin("A", "auth", `url: "oci://registry.example/auth:v1", imagePullSecret: regcred`) + c.pullSecret("A", "regcred", c.canary.Credential()))
 	leak := c.canary.Credential()
+	cut := c.cuttable()
 	var mu sync.Mutex
-	var bodies []*cutBody
 	answers := []string{} // what watches of Secrets and plugins get next
 	c.requests.mu.Lock()
-	c.requests.after = func(r *http.Request, a *http.Response) {
-		if r.URL.Query().Get("watch") != "" {
-			mu.Lock()
-			defer mu.Unlock()
-			b := &cutBody{ReadCloser: a.Body, cut: make(chan struct{})}
-			a.Body = b
-			bodies = append(bodies, b)
-		}
-	}
 	c.requests.spoil = func(r *http.Request) (*http.Response, error) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -164,12 +155,8 @@ func TestBrokenWatches(t *testing.T) {
 	for i, spoiled := range [][]string{nil, {gone, gone, gone, gone}, {failure, failure, failure, failure, "nonsense " + leak, ""}} {
 		mu.Lock()
 		answers = spoiled
-		for _, b := range bodies {
-			close(b.cut)
-			_ = b.Close()
-		}
-		bodies = nil
 		mu.Unlock()
+		cut()
 		before := c.last.Secrets[source.Key{Namespace: c.a, Name: "regcred"}]
 		c.apply(wasmPlugin("A", "auth", `url: "oci://registry.example/auth:v1", imagePullSecret: regcred, priority: `+string(rune('1'+i))) + c.pullSecret("A", "regcred", c.canary.Credential()))
 		c.sees(func(w *source.World) string {
@@ -184,6 +171,32 @@ func TestBrokenWatches(t *testing.T) {
 			}
 			return ""
 		})
+	}
+}
+
+// cuttable makes watches that can be cut off, and returns what cuts all that are open.
+func (c *cluster) cuttable() (cut func()) {
+	var mu sync.Mutex
+	var bodies []*cutBody
+	c.requests.mu.Lock()
+	defer c.requests.mu.Unlock()
+	c.requests.after = func(r *http.Request, a *http.Response) {
+		if r.URL.Query().Get("watch") != "" {
+			mu.Lock()
+			defer mu.Unlock()
+			b := &cutBody{ReadCloser: a.Body, cut: make(chan struct{})}
+			a.Body = b
+			bodies = append(bodies, b)
+		}
+	}
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, b := range bodies {
+			close(b.cut)
+			_ = b.Close()
+		}
+		bodies = nil
 	}
 }
 

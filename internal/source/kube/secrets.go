@@ -40,7 +40,8 @@ type Secrets struct {
 	client kubernetes.Interface
 	log    *slog.Logger
 	pace   *pace
-	key    secret.Key // content is compared by its fingerprint
+	key    secret.Key    // content is compared by its fingerprint
+	kept   time.Duration // keptWhileRefused
 
 	mu       sync.Mutex
 	ctx      context.Context // of Run; nil before
@@ -83,7 +84,7 @@ func NewSecrets(client kubernetes.Interface, log *slog.Logger) *Secrets {
 	seed := make([]byte, secret.Size)
 	_, _ = rand.Read(seed)               // it never fails
 	root, _ := secret.NewRoot(seed, nil) // nor does this, of that size
-	return &Secrets{client: client, log: log, pace: newPace(), key: root.Key(secret.ForFingerprints),
+	return &Secrets{client: client, log: log, pace: newPace(), key: root.Key(secret.ForFingerprints), kept: keptWhileRefused,
 		wants: map[string]map[source.Key]bool{}, held: map[source.Key]*held{}}
 }
 
@@ -237,7 +238,7 @@ func (s *Secrets) failed(key source.Key, h *held, err error) {
 		case h.refusedSince.IsZero():
 			h.refusedSince = time.Now()
 		}
-		if u.Refused && (!h.known || h.secret != nil && time.Since(h.refusedSince) > keptWhileRefused) {
+		if u.Refused && (!h.known || h.secret != nil && time.Since(h.refusedSince) > s.kept) {
 			h.secret, h.print, h.known, changed = nil, secret.Fingerprint{}, true, true
 		}
 		if changed {

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"fmt"
@@ -15,13 +16,39 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 
 	"github.com/stileproject/stile/internal/canary"
 	"github.com/stileproject/stile/internal/kubetest"
 	"github.com/stileproject/stile/internal/source"
 )
 
-func TestMain(m *testing.M) { os.Exit(kubetest.Main(m, kubetest.Options{})) }
+func TestMain(m *testing.M) {
+	klog.LogToStderr(false)
+	klog.SetOutput(&klogged) // what client-go itself says is searched, too
+	os.Exit(kubetest.Main(m, kubetest.Options{}))
+}
+
+// klogged is what client-go has logged.
+var klogged lockedBuffer
+
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) Bytes() []byte {
+	klog.Flush()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return bytes.Clone(b.text.Bytes())
+}
 
 // cluster is stile's ServiceAccount on a real API server, with the rights that the chart gives it and no other.
 type cluster struct {
@@ -145,6 +172,7 @@ func (c *cluster) watch(config Config) {
 		c.stop()
 		families, err := c.registry.Gather()
 		c.canary.Add("metrics", []byte(fmt.Sprint(families, err)))
+		c.canary.Add("klog", klogged.Bytes())
 	})
 }
 
