@@ -71,6 +71,8 @@ type world struct {
 	registry *localregistry.Registry
 	watch    *canary.Watcher
 	access   access.Config
+	hosts    []string // more registries
+	open     bool     // the registry asks nobody who is there
 	dir      string
 	as       *rest.Config
 
@@ -122,30 +124,34 @@ func (w *world) count(what string) int {
 
 // newWorld returns a cluster without a running controller. Tests with one run one after
 // the other: it handles the pods of all namespaces.
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB, mode ...localregistry.Mode) *world {
 	t.Helper()
 	watch := canary.Watch(t)
 	api := kubetest.API(t)
-	w := &world{t: t, api: api, watch: watch, dir: t.TempDir()}
+	w := (&world{t: t, watch: watch, dir: t.TempDir(), open: slices.Contains(mode, localregistry.Open)}).at(api)
 	w.requests.count = map[string]int{}
-	client, err := kubernetes.NewForConfig(api.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.client = client
-	api.Apply(t, nil, rights)
-	guard, err := os.ReadFile("../../../charts/stile/files/guard-policy.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	api.Apply(t, nil, string(guard))
-	w.as = api.ServiceAccount(t, own, "stile")
-	w.registry, err = localregistry.Start(localregistry.Options{TokenMarker: watch.Credential(), TokenLife: time.Second})
+	var err error
+	w.registry, err = localregistry.Start(localregistry.Options{Mode: append(mode, localregistry.Bearer)[0], TokenMarker: watch.Credential(), TokenLife: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = w.registry.Close() })
-	w.access = access.Config{Attempts: 1}
+	w.access = access.Config{Attempts: 1, DeniedFirst: 200 * time.Millisecond}
+	return w
+}
+
+// at has the world in another cluster.
+func (w *world) at(api *kubetest.Server) *world {
+	w.t.Helper()
+	var err error
+	w.api = api
+	w.client, err = kubernetes.NewForConfig(api.Config)
+	must(w.t, err)
+	guard, err := os.ReadFile("../../../charts/stile/files/guard-policy.yaml")
+	must(w.t, err)
+	api.Apply(w.t, nil, rights)
+	api.Apply(w.t, nil, string(guard))
+	w.as = api.ServiceAccount(w.t, own, "stile")
 	return w
 }
 
@@ -156,7 +162,11 @@ func (w *world) run(change ...func(*Config)) *world {
 	must(w.t, err)
 	w.metrics, w.prints = prometheus.NewRegistry(), root.Key(secret.ForFingerprints)
 	log := w.watch.Log()
-	client, err := oci.NewClient(oci.Settings{Registries: []oci.Registry{{Host: w.registry.Host(), PlainHTTP: true}}, Key: root.Key(secret.ForFingerprints), Log: log})
+	hosts := []oci.Registry{{Host: w.registry.Host(), PlainHTTP: true}}
+	for _, h := range w.hosts {
+		hosts = append(hosts, oci.Registry{Host: h, PlainHTTP: true})
+	}
+	client, err := oci.NewClient(oci.Settings{Registries: hosts, Key: root.Key(secret.ForFingerprints), Log: log})
 	must(w.t, err)
 	st, err := store.Open(w.dir, store.Options{Log: log})
 	must(w.t, err)
@@ -202,6 +212,24 @@ func (w *world) run(change ...func(*Config)) *world {
 	return w
 }
 
+// each does something n times, several at a time.
+func each(n int, do func(i int)) {
+	var all sync.WaitGroup
+	next := make(chan int)
+	for range 16 {
+		all.Go(func() {
+			for i := range next {
+				do(i)
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	all.Wait()
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -234,7 +262,7 @@ func (w *world) namespace() string {
 func (w *world) image(repository, tag string, platforms ...string) (reference, digest string) {
 	w.t.Helper()
 	w.registry.SetOpen(true)
-	defer w.registry.SetOpen(false)
+	defer w.registry.SetOpen(w.open)
 	manifestOf := func(platform string) []byte {
 		system, arch, _ := strings.Cut(platform, "/")
 		config := fmt.Appendf(nil, `{"os":%q,"architecture":%q,"n":%d}`, system, arch, w.names.Add(1))
