@@ -167,6 +167,9 @@ func (d Decision) stranded(pod *corev1.Pod, why string) Decision {
 }
 
 func (d Decision) end(o Outcome, message string) Decision {
+	if len(message) > maxMessage {
+		message = strings.ToValidUTF8(message[:maxMessage], "") + "…"
+	}
 	d.Outcome, d.Reason, d.Message = o, string(o), message
 	d.Labels = map[string]string{Label: string(o)}
 	return d
@@ -182,8 +185,9 @@ func (d Decision) narrower(common []Platform) string {
 
 // Limits of messages.
 const (
-	maxListed = 8
-	maxName   = 80
+	maxListed  = 8
+	maxName    = 80
+	maxMessage = 790 // an event's note has room for 1,024
 )
 
 // runs begins the message about a pod that is placed.

@@ -53,7 +53,10 @@ func Admits(pod *corev1.Pod, n Node) bool {
 		return true
 	}
 	required := pod.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution
-	return required == nil || slices.ContainsFunc(required.NodeSelectorTerms, func(t corev1.NodeSelectorTerm) bool { return Selects(t, n) })
+	if required == nil || len(required.NodeSelectorTerms) == 0 {
+		return true // no server takes a pod with a selector without terms; what is to become of one, it leaves open
+	}
+	return slices.ContainsFunc(required.NodeSelectorTerms, func(t corev1.NodeSelectorTerm) bool { return Selects(t, n) })
 }
 
 // Selects reports whether a term selects the node. An empty one selects none.
