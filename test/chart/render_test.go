@@ -236,3 +236,18 @@ func text(t testing.TB, o *unstructured.Unstructured) string {
 	}
 	return string(b)
 }
+
+// The alert on pods that are held knows how long they may be; runbooks are where the values say.
+func TestAlertsKnowTheValues(t *testing.T) {
+	t.Parallel()
+	for wait, seconds := range map[string]string{"5m": "> 360", "1h30m": "> 5460", "90s": "> 150"} {
+		objects, _ := render(t, "monitoring: {alerts: {enabled: true, runbooks: \"https://wiki.example/stile\"}}\nplacement: {maxWait: "+wait+"}")
+		rule := text(t, find(t, objects, "PrometheusRule", "stile"))
+		if !strings.Contains(rule, "stile_placement_oldest_held_seconds) "+seconds) {
+			t.Errorf("maxWait %s: want %s in\n%s", wait, seconds, rule)
+		}
+		if strings.Contains(rule, "RUNBOOKS") || !strings.Contains(rule, "https://wiki.example/stile#stileabsent") {
+			t.Error("the runbooks' address is not the one that was given")
+		}
+	}
+}
