@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"fmt"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -20,12 +22,14 @@ const (
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:shortName=wp,categories={istio-io,extensions-istio-io,stile}
-// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=".spec.phase",description="Where in the chain the plugin runs"
-// +kubebuilder:printcolumn:name="Type",type=string,JSONPath=".spec.type",priority=1,description="HTTP or NETWORK"
-// +kubebuilder:printcolumn:name="URL",type=string,JSONPath=".spec.url",priority=1,description="Where the module comes from"
+// +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=".status.conditions[?(@.type=='Accepted')].status",description="Whether it is valid"
 // +kubebuilder:printcolumn:name="Resolved",type=string,JSONPath=".status.conditions[?(@.type=='ResolvedRefs')].reason",description="Whether the module may be read and could be had"
 // +kubebuilder:printcolumn:name="Programmed",type=string,JSONPath=".status.conditions[?(@.type=='Programmed')].reason",description="Whether proxies run it"
-// +kubebuilder:printcolumn:name="Digest",type=string,JSONPath=".status.digest",priority=1,description="Digest of what is served"
+// +kubebuilder:printcolumn:name="Proxies",type=string,JSONPath=".status.proxies.summary",description="How many of the proxies that should run it have loaded it"
+// +kubebuilder:printcolumn:name="Digest",type=string,JSONPath=".status.digest",description="Digest of what is served"
+// +kubebuilder:printcolumn:name="URL",type=string,JSONPath=".spec.url",priority=1,description="Where the module comes from"
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=".spec.phase",priority=1,description="Where in the chain the plugin runs"
+// +kubebuilder:printcolumn:name="Priority",type=integer,JSONPath=".spec.priority",priority=1,description="Its place in the phase: the higher runs first"
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=".metadata.creationTimestamp"
 type WasmPlugin struct {
 	metav1.TypeMeta `json:",inline"`
@@ -351,4 +355,13 @@ type ProxyCounts struct {
 	Accepted int32 `json:"accepted"`
 	// rejected proxies refused it.
 	Rejected int32 `json:"rejected"`
+	// summary is accepted and matched in one text, as 11/12, for tables.
+	// +optional
+	Summary string `json:"summary,omitempty"`
+}
+
+// Summarized returns the counts with their summary.
+func (c ProxyCounts) Summarized() ProxyCounts {
+	c.Summary = fmt.Sprintf("%d/%d", c.Accepted, c.Matched)
+	return c
 }

@@ -49,7 +49,7 @@ func TestThePluginSaysWhatHasBecomeOfIt(t *testing.T) {
 
 	after := w.get("auth")
 	want := v1alpha1.WasmPluginStatus{ObservedGeneration: before.Generation, Digest: aDigest, ModuleSHA256: aModule, Size: 4711,
-		ServedGeneration: before.Generation, ResolvedDigest: aDigest, Epoch: 3, ServedEpoch: 3, Proxies: &v1alpha1.ProxyCounts{Matched: 2, Accepted: 2}}
+		ServedGeneration: before.Generation, ResolvedDigest: aDigest, Epoch: 3, ServedEpoch: 3, Proxies: &v1alpha1.ProxyCounts{Matched: 2, Accepted: 2, Summary: "2/2"}}
 	got := after.Status
 	got.Conditions = nil
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -74,7 +74,7 @@ func TestThePluginSaysWhatHasBecomeOfIt(t *testing.T) {
 	w.engine.say(unauthorized(w.namespace, "auth", before.Generation))
 	gone := w.sees("auth", "ResolvedRefs=False/Unauthorized", "Programmed=False/Pending").Status
 	gone.Conditions = nil
-	if diff := cmp.Diff(v1alpha1.WasmPluginStatus{ObservedGeneration: before.Generation, Epoch: 3, Proxies: &v1alpha1.ProxyCounts{}}, gone); diff != "" {
+	if diff := cmp.Diff(v1alpha1.WasmPluginStatus{ObservedGeneration: before.Generation, Epoch: 3, Proxies: &v1alpha1.ProxyCounts{Summary: "0/0"}}, gone); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
 	if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {

@@ -67,7 +67,7 @@ func (o object) patch(want report, now time.Time) []byte {
 		"size":               orNull(want.Size),
 		"epoch":              orNull(want.Epoch),
 		"servedEpoch":        orNull(want.ServedEpoch),
-		"proxies":            want.Proxies,
+		"proxies":            want.Proxies.Summarized(),
 		"conditions":         o.conditions(want, now),
 	}
 	body, err := json.Marshal(map[string]any{
