@@ -3,7 +3,6 @@ package placement
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -70,28 +69,8 @@ func (c *Controller) asksOf(h *held) (asks []ask, read bool) {
 	if !read {
 		return nil, false
 	}
-	type wanted struct {
-		image  string
-		policy corev1.PullPolicy
-	}
-	var all []wanted
-	add := func(image string, policy corev1.PullPolicy) {
-		if w := (wanted{image, policy}); image != "" && !slices.Contains(all, w) {
-			all = append(all, w)
-		}
-	}
-	for _, list := range [][]corev1.Container{h.pod.Spec.InitContainers, h.pod.Spec.Containers} {
-		for _, container := range list {
-			add(container.Image, container.ImagePullPolicy)
-		}
-	}
-	for _, v := range h.pod.Spec.Volumes {
-		if v.Image != nil {
-			add(v.Image.Reference, v.Image.PullPolicy)
-		}
-	}
-	for n, w := range all {
-		asks = append(asks, c.ask(h, w.image, w.policy, n, keys))
+	for n, p := range placement.Pulls(h.pod) {
+		asks = append(asks, c.ask(h, p.Image, p.Policy, n, keys))
 	}
 	return asks, true
 }
