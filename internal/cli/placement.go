@@ -52,7 +52,10 @@ Exits with 1 if pods may be left, and with 6 if the time was over before all wer
 	var all bool
 	var api v1alpha1.KubernetesConfig
 	var timeout time.Duration
+	var webhook, policy string
 	flags := cmd.Flags()
+	flags.StringVar(&webhook, "webhook", release.WebhookName, "MutatingWebhookConfiguration to remove first, if there is one")
+	flags.StringVar(&policy, "policy", release.PolicyName, "MutatingAdmissionPolicyBinding to remove first, if there is one")
 	flags.BoolVar(&all, "all", false, "the pods of all namespaces; required, for there is no other choice yet")
 	flags.StringVar(&api.Kubeconfig, "kubeconfig", "", "kubeconfig file (else the cluster that stile runs in, $KUBECONFIG, ~/.kube/config)")
 	flags.StringVar(&api.Context, "context", "", "context of the kubeconfig (else its current one)")
@@ -66,7 +69,7 @@ Exits with 1 if pods may be left, and with 6 if the time was over before all wer
 		}
 		ctx, cancel := context.WithTimeoutCause(cmd.Context(), timeout, fmt.Errorf("not done within %s (--timeout)", timeout))
 		defer cancel()
-		released, err := a.releaseAll(ctx, &api)
+		released, err := a.releaseAll(ctx, &api, webhook, policy)
 		report := releaseReport{APIVersion: apiVersion, Kind: "PlacementRelease", Released: released}
 		return errors.Join(err, out.print(a.stdout, answer{Value: report, Names: []string{strconv.Itoa(released)}, Table: func(w io.Writer, _ bool) {
 			_, _ = fmt.Fprintf(w, "%s released\n", count(released, "pod"))
@@ -76,7 +79,7 @@ Exits with 1 if pods may be left, and with 6 if the time was over before all wer
 }
 
 // releaseAll lets every pod go, even if what gates new ones cannot be removed.
-func (a *app) releaseAll(ctx context.Context, api *v1alpha1.KubernetesConfig) (int, error) {
+func (a *app) releaseAll(ctx context.Context, api *v1alpha1.KubernetesConfig, webhook, policy string) (int, error) {
 	to, _, err := kubernetesAPI(api)
 	if err != nil {
 		return 0, err
@@ -85,7 +88,7 @@ func (a *app) releaseAll(ctx context.Context, api *v1alpha1.KubernetesConfig) (i
 	if err != nil {
 		return 0, fail(Usage, fmt.Errorf("placement release: %w", err), "name a kubeconfig with --kubeconfig")
 	}
-	if err := release.Disarm(ctx, client, release.WebhookName, release.PolicyName); err != nil {
+	if err := release.Disarm(ctx, client, webhook, policy); err != nil {
 		a.note("Warning: new pods may still be given the gate: %s", printable(err.Error()))
 	}
 	released, err := release.All(ctx, client, a.logger(slog.LevelInfo))

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -215,14 +216,19 @@ func TestRelease_StrandsNobody(t *testing.T) {
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	// What puts the gate on new pods is taken away first, whatever it is called.
+	s.Apply(t, nil, `{apiVersion: admissionregistration.k8s.io/v1, kind: MutatingWebhookConfiguration, metadata: {name: mine-webhook}}`)
 	var stdout, stderr bytes.Buffer
-	args := []string{"placement", "release", "--all", "--kubeconfig", s.Kubeconfig(t, nil), "-o", "json"}
+	args := []string{"placement", "release", "--all", "--webhook", "mine-webhook", "--policy", "mine-gate", "--kubeconfig", s.Kubeconfig(t, nil), "-o", "json"}
 	if code := cli.Main(args, strings.NewReader(""), &stdout, &stderr, []string{"HOME=" + t.TempDir()}); code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
 	}
 	var report struct{ Released int }
 	if err := json.NewDecoder(&stdout).Decode(&report); err != nil || report.Released < 100 {
 		t.Errorf("%+v, %v", report, err)
+	}
+	if _, err := k.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(t.Context(), "mine-webhook", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the webhook's configuration: %v", err)
 	}
 	for _, ns := range spaces {
 		list, err := k.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{})
