@@ -195,6 +195,65 @@ func decided(ctx context.Context, k kubernetes.Interface, ns string, seed int) (
 	return placed{seed, images, before, after, d}, nil
 }
 
+// The policy that gates pods within the API server is CEL, the decision is Go: of pods with
+// whatever affinity, both leave alone the same.
+func TestThePolicyGatesWhatIsNotExcluded(t *testing.T) {
+	s := kubetest.API(t)
+	k := client(t, s)
+	ns := namespace(t, s)
+	policy, err := os.ReadFile("../../charts/stile/files/gate-policy.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Apply(t, nil, strings.ReplaceAll(string(policy), "namespaceSelector: {}", "namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: "+ns+"}}"))
+	t.Cleanup(func() {
+		s.Kubectl(t, "delete", "mutatingadmissionpolicybinding,mutatingadmissionpolicy", "stile-gate")
+	})
+	create := func(ctx context.Context, name string, pod *corev1.Pod, options metav1.CreateOptions) (*corev1.Pod, error) {
+		pod.Namespace, pod.Name = ns, name
+		pod.Spec.SchedulingGates = slices.DeleteFunc(pod.Spec.SchedulingGates, func(g corev1.PodSchedulingGate) bool { return g.Name == placement.Gate })
+		return k.CoreV1().Pods(ns).Create(ctx, pod, options)
+	}
+	plain := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
+	kubetest.Eventually(t, func() string {
+		if got, err := create(t.Context(), "probe", plain.DeepCopy(), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil || !placement.Gated(got) {
+			return fmt.Sprintf("a plain pod that is gated (%v)", err)
+		}
+		return ""
+	})
+	var group errgroup.Group
+	group.SetLimit(8)
+	var mu sync.Mutex
+	count := map[bool]int{}
+	for i := range *howMany / 2 {
+		group.Go(func() error {
+			pod := placementtest.NewGen(uint64(i) + 9_000_000).Pod()
+			if i%7 == 0 {
+				yes := true
+				pod.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: []string{"DaemonSet", "ReplicaSet"}[i%2], Name: "o", UID: "u", Controller: &yes}}
+			}
+			reason, out := placement.Excluded(pod)
+			got, err := create(t.Context(), fmt.Sprintf("new%d", i), pod, metav1.CreateOptions{})
+			if err != nil {
+				return err
+			}
+			if placement.Gated(got) == out {
+				t.Errorf("pod %d: gated %v, excluded %v (%s): %v %v", i, placement.Gated(got), out, reason, pod.Spec.NodeSelector, pod.Spec.Affinity)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			count[out]++
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if count[true] < *howMany/20 || count[false] < *howMany/20 {
+		t.Errorf("%d excluded, %d not", count[true], count[false])
+	}
+}
+
 // Before stile is taken away, every pod is let go: only our gate, wherever it came from.
 func TestRelease_StrandsNobody(t *testing.T) {
 	s := kubetest.API(t)
