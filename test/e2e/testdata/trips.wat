@@ -1,0 +1,20 @@
+;; trips: works until it is sent too much, and traps then: a request of forty headers or more, or 64 bytes at once.
+;; It says x-tag: trips on every request.
+(module
+  (import "env" "proxy_add_header_map_value" (func $add_header (param i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (data (i32.const 0) "x-tagtrips")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 65536))
+  (func (export "proxy_on_context_create") (param i32 i32))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 1))
+  (func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.const 1))
+  (func (export "proxy_on_request_headers") (param $context i32) (param $count i32) (param $end i32) (result i32)
+    (if (i32.ge_u (local.get $count) (i32.const 40)) (then unreachable))
+    (drop (call $add_header (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 5) (i32.const 5)))
+    (i32.const 0))
+  (func (export "proxy_on_new_connection") (param i32) (result i32) (i32.const 0))
+  (func (export "proxy_on_downstream_data") (param $context i32) (param $size i32) (param $end i32) (result i32)
+    (if (i32.ge_u (local.get $size) (i32.const 64)) (then unreachable))
+    (i32.const 0))
+)
