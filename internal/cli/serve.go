@@ -148,6 +148,7 @@ func (s *service) check() error {
 		case d.path == "", err == nil && info.IsDir():
 		case err == nil:
 			return fail(Usage, fmt.Errorf("%s: %s is a file, not a folder", d.what, d.path), "name a folder with "+d.flag)
+		case errors.Is(err, fs.ErrNotExist) && d.optional && s.cfg.Resources.Kubernetes != nil: // ConfigMaps hold listeners
 		case errors.Is(err, fs.ErrNotExist) && d.optional:
 			s.log.Info("no folder of Envoy files: proxies keep their own listeners", "folder", d.path)
 		default:

@@ -42,7 +42,7 @@ const (
 	renewedKey = "stile.dev/renewed"
 
 	every    = 10 * time.Second // changes are written at most so often
-	renew    = time.Minute      // what did not change is renewed so often
+	renew    = time.Minute      // what did not change is renewed so often, while there is anybody to hear it
 	lost     = 3 * time.Minute  // a replica that has not renewed for so long counts no more
 	buried   = 30 * time.Minute // and after this its ConfigMap is deleted
 	maxBytes = 16 << 20         // of what another says, unpacked
@@ -85,8 +85,9 @@ type Replicas struct {
 	cfg    Config
 	client kubernetes.Interface
 	log    *slog.Logger
+	met    chan struct{} // capacity 1: another replica was heard for the first time
 
-	mu     sync.RWMutex
+	mu     sync.RWMutex // guards what follows
 	others map[string]*other // by ConfigMap
 	sum    map[source.Key]Counts
 }
@@ -104,7 +105,7 @@ func New(cfg Config) (*Replicas, error) {
 	if err != nil {
 		return nil, fmt.Errorf("replicas: %w", err)
 	}
-	r := &Replicas{cfg: cfg, client: client, log: cfg.Log, others: map[string]*other{}}
+	r := &Replicas{cfg: cfg, client: client, log: cfg.Log, met: make(chan struct{}, 1), others: map[string]*other{}}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -141,9 +142,16 @@ func (r *Replicas) Run(ctx context.Context) error {
 		return fmt.Errorf("replicas: %w", err)
 	}
 	factory.Start(ctx.Done())
-	defer factory.Shutdown()
 	r.tell(ctx)
 	r.takeBack()
+	// An informer that waits for an API server to come back does not hear that it shall
+	// end, for up to half a minute; nobody waits for it.
+	ended := make(chan struct{})
+	go func() { factory.Shutdown(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(time.Second):
+	}
 	return nil
 }
 
@@ -164,12 +172,13 @@ func (r *Replicas) tell(ctx context.Context) {
 				timer.Reset(wait)
 				continue
 			}
+		case <-r.met:
 		case <-timer.C:
 		}
 		now := time.Now()
 		r.bury(ctx, now)
 		own := r.cfg.Own()
-		if at.IsZero() || !maps.Equal(own, told) || now.Sub(at) >= renew {
+		if at.IsZero() || !maps.Equal(own, told) || now.Sub(at) >= renew && r.heard() {
 			if err := r.write(ctx, own, now); err != nil && ctx.Err() == nil {
 				r.log.Warn("the other replicas cannot be told of this one's proxies; asked again", "configmap", r.cfg.Namespace+"/"+r.name(), "error", err)
 				timer.Reset(every)
@@ -223,11 +232,17 @@ func (r *Replicas) hear(o any) {
 	if !ok || m.Name == r.name() {
 		return
 	}
-	r.mu.Lock()
+	r.mu.RLock()
 	before := r.others[m.Name]
-	r.mu.Unlock()
+	r.mu.RUnlock()
 	if before != nil && before.version == m.ResourceVersion {
 		return
+	}
+	if before == nil {
+		select {
+		case r.met <- struct{}{}:
+		default:
+		}
 	}
 	counts, err := unpack(m.BinaryData[dataKey])
 	if err != nil {
@@ -238,6 +253,13 @@ func (r *Replicas) hear(o any) {
 	changed := r.add(time.Now())
 	r.mu.Unlock()
 	r.told(changed)
+}
+
+// heard reports whether there is any other replica.
+func (r *Replicas) heard() bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return len(r.others) > 0
 }
 
 func (r *Replicas) drop(name string) {

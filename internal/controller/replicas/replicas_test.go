@@ -87,7 +87,7 @@ func TestReplicasCountEachOthersProxies(t *testing.T) {
 func TestAReplicaThatFellSilentCountsNoMore(t *testing.T) {
 	t.Parallel()
 	told := 0
-	r := &Replicas{cfg: Config{Name: "a", Changed: func() { told++ }}, others: map[string]*other{}}
+	r := &Replicas{cfg: Config{Name: "a", Changed: func() { told++ }}, met: make(chan struct{}, 1), others: map[string]*other{}}
 	packed, err := pack(map[source.Key]Counts{auth: {Matched: 1}})
 	if err != nil {
 		t.Fatal(err)
