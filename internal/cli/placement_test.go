@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -45,7 +46,7 @@ func (r *registry) put(kind, mediaType string, body []byte) string {
 		user, password, _ := strings.Cut(string(login), ":")
 		req.SetBasicAuth(user, password)
 		req.Header.Set("Content-Type", mediaType)
-		resp, err := http.DefaultTransport.RoundTrip(req)
+		resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -90,6 +91,7 @@ func (r *registry) index(tag string, entries ...string) {
 
 // placed is a registry with images for several platforms.
 func placed(t *testing.T) *registry {
+	t.Helper()
 	r := newRegistry(t, localregistry.Options{Mode: localregistry.Basic})
 	amd, arm, windows := r.imageFor("amd64", "linux", "amd64"), r.imageFor("arm64", "linux", "arm64"), r.imageFor("windows", "windows", "amd64")
 	r.index("both", amd, arm)

@@ -76,6 +76,7 @@ func keyOf(image string, login []byte) [32]byte {
 // merged is a secret's logins as one document, as they are hashed where several secrets
 // are one key.
 func merged(b *testing.B, login []byte) []byte {
+	b.Helper()
 	var doc struct {
 		Auths map[string]json.RawMessage `json:"auths"`
 	}
@@ -133,7 +134,7 @@ func newBench(b *testing.B, logins int) *bench {
 		b.Fatal(err)
 	}
 	s := &bench{gate: access.New(client, access.Config{MaxPerNamespace: 1_000_000, MaxProofs: 1_000_000}), contents: content.New(kept, client, content.Config{})}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(b.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.gate.Run(ctx) }()
 	b.Cleanup(func() {
@@ -192,6 +193,7 @@ func platformsOf(f content.Facts) []placement.Platform {
 
 // request is that of a pod, from what it says: the image's name and its pull secret.
 func (s *bench) request(b *testing.B, image string, pod int) access.Request {
+	b.Helper()
 	ref, err := oci.ParseReference(image)
 	if err != nil {
 		b.Fatal(err)
@@ -206,6 +208,7 @@ func (s *bench) request(b *testing.B, image string, pod int) access.Request {
 // measured runs do b.N times and reports, beside the time that passed, the processor time
 // that it took, which does not depend on what else the machine does.
 func measured(b *testing.B, do func(i int)) {
+	b.Helper()
 	b.ReportAllocs()
 	begin := processorTime(b)
 	i := 0
@@ -216,6 +219,7 @@ func measured(b *testing.B, do func(i int)) {
 }
 
 func processorTime(b *testing.B) time.Duration {
+	b.Helper()
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		b.Fatal(err)

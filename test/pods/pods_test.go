@@ -82,7 +82,7 @@ type placed struct {
 // Pods with whatever affinity are created with our gate, decided about and patched. The
 // API server takes each patch and makes of the pod what Apply says; a real scheduler then
 // puts each pod on a node that can run all its images, or on none if there is none.
-func TestPodsLandOnlyWhereTheirImagesRun(t *testing.T) {
+func TestPodsLandOnlyWhereTheirImagesRun(t *testing.T) { //nolint:paralleltest // they share one API server, and release lets go all of its pods
 	s := kubetest.API(t)
 	k := client(t, s)
 	all := nodes(t, s, k)
@@ -197,7 +197,7 @@ func decided(ctx context.Context, k kubernetes.Interface, ns string, seed int) (
 
 // The policy that gates pods within the API server is CEL, the decision is Go: of pods with
 // whatever affinity, both leave alone the same.
-func TestThePolicyGatesWhatIsNotExcluded(t *testing.T) {
+func TestThePolicyGatesWhatIsNotExcluded(t *testing.T) { //nolint:paralleltest // they share one API server, and release lets go all of its pods
 	s := kubetest.API(t)
 	k := client(t, s)
 	ns := namespace(t, s)
@@ -255,7 +255,7 @@ func TestThePolicyGatesWhatIsNotExcluded(t *testing.T) {
 }
 
 // Before stile is taken away, every pod is let go: only our gate, wherever it came from.
-func TestRelease_StrandsNobody(t *testing.T) {
+func TestRelease_StrandsNobody(t *testing.T) { //nolint:paralleltest // they share one API server, and release lets go all of its pods
 	s := kubetest.API(t)
 	k := client(t, s)
 	var spaces []string
