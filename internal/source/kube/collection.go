@@ -18,9 +18,10 @@ import (
 type kind struct {
 	name       string // for people
 	resource   schema.GroupVersionResource
-	namespaces []string // none: all
-	labels     string   // label selector
-	read       cache.TransformFunc
+	namespaces []string                                        // none: all
+	labels     string                                          // label selector
+	read       func(u *unstructured.Unstructured, old any) any // makes what is kept; old is what is kept now
+	same       func(a, b any) bool                             // whether a change is none; nil: never
 }
 
 // collection holds the objects of one kind and is kept up to date until it is stopped. An informer's reflector lists once,
@@ -64,7 +65,14 @@ func startCollection(ctx context.Context, client dynamic.Interface, k kind, log 
 			},
 		}, client), &unstructured.Unstructured{}, 0, cache.Indexers{})
 		// None of these fails before the informer runs.
-		_ = informer.SetTransform(k.read)
+		_ = informer.SetTransform(func(in any) (any, error) {
+			u, ok := in.(*unstructured.Unstructured)
+			if !ok {
+				return in, nil // made already
+			}
+			old, _, _ := informer.GetStore().GetByKey(cache.ObjectName{Namespace: u.GetNamespace(), Name: u.GetName()}.String())
+			return k.read(u, old), nil
+		})
 		_ = informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
 			failures.Inc()
 			if fault := describe(err); c.failed(fault) {
@@ -73,8 +81,12 @@ func startCollection(ctx context.Context, client dynamic.Interface, k kind, log 
 			}
 		})
 		_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(any) { changed() },
-			UpdateFunc: func(_, _ any) { changed() },
+			AddFunc: func(any) { changed() },
+			UpdateFunc: func(old, now any) {
+				if k.same == nil || !k.same(old, now) {
+					changed()
+				}
+			},
 			DeleteFunc: func(any) { changed() },
 		})
 		c.informers = append(c.informers, informer)

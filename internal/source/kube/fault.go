@@ -37,6 +37,6 @@ func describe(err error) string {
 	return "the API server cannot be reached"
 }
 
-// refused reports whether err says that the API server knows us, and no more than that: it will not change by asking at
-// another time, but by somebody giving the right.
-func refused(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) }
+// refused reports whether err says that the API server knows us and does not let us: that will not change by asking at
+// another time, but by somebody giving the right. One that does not know us (401) says nothing of what is asked for.
+func refused(err error) bool { return apierrors.IsForbidden(err) }

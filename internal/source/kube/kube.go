@@ -120,6 +120,7 @@ func New(c Config) (*Source, error) {
 func (s *Source) connect() (err error) {
 	config := rest.CopyConfig(s.cfg.REST)
 	config.QPS = -1
+	config.Timeout = 0 // it would end watches; what must end has its own
 	if s.http, err = rest.HTTPClientFor(config); err != nil {
 		return fmt.Errorf("kubernetes source: %w", err)
 	}
@@ -242,7 +243,7 @@ func (s *Source) turn(ctx context.Context, now time.Time) {
 	}
 	if s.plugins == nil && plugin.is(there) {
 		s.generation = plugin.generation
-		s.plugins = s.start(ctx, kind{name: "WasmPlugins", resource: wasmPlugins, namespaces: s.cfg.Namespaces, labels: s.labels, read: readPlugin})
+		s.plugins = s.start(ctx, kind{name: "WasmPlugins", resource: wasmPlugins, namespaces: s.cfg.Namespaces, labels: s.labels, read: readPlugin, same: samePlugin})
 		if changed {
 			s.renew = now.Add(renewAfterUpgrade)
 		}

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"encoding/json"
+	"maps"
 	"reflect"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -32,14 +33,15 @@ type published struct {
 }
 
 // readPlugin makes a pluginObject of what the API server sent. The object is held against the same rules as a document of
-// a folder, whatever the cluster's CustomResourceDefinition has let pass.
-func readPlugin(in any) (any, error) {
-	u, ok := in.(*unstructured.Unstructured)
-	if !ok {
-		return in, nil // transformed already
-	}
+// a folder, whatever the cluster's CustomResourceDefinition has let pass. One that differs from old in its status alone
+// shares the rest with it.
+func readPlugin(u *unstructured.Unstructured, old any) any {
 	o := &pluginObject{ObjectMeta: metav1.ObjectMeta{Namespace: u.GetNamespace(), Name: u.GetName(), ResourceVersion: u.GetResourceVersion(), UID: u.GetUID()}}
 	o.status = readStatus(u)
+	if old, ok := old.(*pluginObject); ok && old.sameAuthor(u) {
+		o.plugin, o.invalid, o.findings = old.plugin, old.invalid, old.findings
+		return o
+	}
 
 	// What else there is in metadata is the API server's, and not an author's to be held against.
 	meta := map[string]any{"namespace": u.GetNamespace(), "name": u.GetName()}
@@ -48,8 +50,7 @@ func readPlugin(in any) (any, error) {
 			meta[k] = v
 		}
 	}
-	if notes := u.GetAnnotations(); len(notes) > 0 {
-		delete(notes, lastApplied)
+	if notes := annotations(u); len(notes) > 0 {
 		meta["annotations"] = notes
 	}
 	text := map[string]any{"apiVersion": v1alpha1.WasmPluginAPIVersion, "kind": v1alpha1.WasmPluginKind, "metadata": meta}
@@ -63,7 +64,7 @@ func readPlugin(in any) (any, error) {
 	data, err := json.Marshal(text)
 	if err != nil { // it came as JSON
 		o.fault("cannot be read")
-		return o, nil
+		return o
 	}
 	for _, d := range document.Read("", data) {
 		for _, f := range d.Findings {
@@ -78,7 +79,20 @@ func readPlugin(in any) (any, error) {
 	if o.plugin == nil {
 		o.fault("is no WasmPlugin that can be read")
 	}
-	return o, nil
+	return o
+}
+
+func annotations(u *unstructured.Unstructured) map[string]string {
+	notes := u.GetAnnotations() // a copy
+	delete(notes, lastApplied)
+	return notes
+}
+
+// sameAuthor reports whether u has what o has but for the status: the API server counts a generation for every change of
+// a spec.
+func (o *pluginObject) sameAuthor(u *unstructured.Unstructured) bool {
+	return u.GetUID() == o.UID && u.GetGeneration() != 0 && u.GetGeneration() == o.plugin.Generation &&
+		maps.Equal(u.GetLabels(), o.plugin.Labels) && maps.Equal(annotations(u), o.plugin.Annotations)
 }
 
 // fault makes o a plugin of which nothing is known but its name and what is wrong.
@@ -128,22 +142,25 @@ func (o *pluginObject) sameAs(p *pluginObject) bool {
 	return o == p || reflect.DeepEqual(o.plugin, p.plugin) && reflect.DeepEqual(o.invalid, p.invalid)
 }
 
+// samePlugin reports whether two states of an object say the same to us: proxies come and go in a status.
+func samePlugin(a, b any) bool {
+	old, ok := a.(*pluginObject)
+	now, also := b.(*pluginObject)
+	return ok && also && old.plugin == now.plugin && old.status == now.status
+}
+
 // gatewayObject is all that is kept of a Gateway.
 type gatewayObject struct {
 	metav1.ObjectMeta
 	gateway *document.Gateway
 }
 
-func readGateway(in any) (any, error) {
-	u, ok := in.(*unstructured.Unstructured)
-	if !ok {
-		return in, nil
-	}
+func readGateway(u *unstructured.Unstructured, _ any) any {
 	class, _, _ := unstructured.NestedString(u.Object, "spec", "gatewayClassName")
 	return &gatewayObject{
 		ObjectMeta: metav1.ObjectMeta{Namespace: u.GetNamespace(), Name: u.GetName(), ResourceVersion: u.GetResourceVersion()},
 		gateway:    &document.Gateway{Namespace: u.GetNamespace(), Name: u.GetName(), Class: class},
-	}, nil
+	}
 }
 
 // listenerObject is all that is kept of a ConfigMap with listeners.
@@ -152,12 +169,8 @@ type listenerObject struct {
 	files map[string]string // by key
 }
 
-func readListeners(in any) (any, error) {
-	u, ok := in.(*unstructured.Unstructured)
-	if !ok {
-		return in, nil
-	}
+func readListeners(u *unstructured.Unstructured, _ any) any {
 	o := &listenerObject{ObjectMeta: metav1.ObjectMeta{Namespace: u.GetNamespace(), Name: u.GetName(), ResourceVersion: u.GetResourceVersion()}}
 	o.files, _, _ = unstructured.NestedStringMap(u.Object, "data")
-	return o, nil
+	return o
 }

@@ -18,7 +18,8 @@ const wantsPlugins = "plugins"
 
 // knownPlugin is what is remembered of a plugin from one World to the next.
 type knownPlugin struct {
-	now         *pluginObject // as the API server has it
+	read        *pluginObject // as the informer has it, which reads it, too
+	now         *pluginObject // the same, with the pointers of before where it says the same
 	told        *pluginObject // as the last World has it; nil: not yet
 	validSecret string        // the pull secret of its last valid generation, which may be what runs
 	publication *source.Publication
@@ -72,7 +73,7 @@ func (s *Source) look() {
 			k = &knownPlugin{urls: map[int64]string{}}
 			s.known[key] = k
 		}
-		if k.now != o {
+		if k.read != o {
 			k.take(o)
 		}
 		for _, name := range k.secrets() {
@@ -86,11 +87,14 @@ func (s *Source) look() {
 
 // take takes over a new state of the object. What it shares with the old one stays the same pointer.
 func (k *knownPlugin) take(o *pluginObject) {
-	if k.now != nil && k.now.sameAs(o) {
-		o.plugin, o.invalid, o.findings = k.now.plugin, k.now.invalid, k.now.findings
-	}
-	if k.told != nil && k.told.sameAs(o) {
-		o.plugin, o.invalid, o.findings = k.told.plugin, k.told.invalid, k.told.findings
+	k.read = o
+	for _, before := range []*pluginObject{k.told, k.now} {
+		if before != nil && before.sameAs(o) {
+			same := *o
+			same.plugin, same.invalid, same.findings = before.plugin, before.invalid, before.findings
+			o = &same
+			break
+		}
 	}
 	k.now = o
 	if len(o.invalid) == 0 {
@@ -186,9 +190,13 @@ func (s *Source) world(waits map[source.Key]bool) *source.World {
 // addSecret adds what is known of a Secret.
 func (s *Source) addSecret(w *source.World, key source.Key) (state string) {
 	if !s.mayRead(key.Namespace) {
+		where := strings.Join(s.cfg.SecretNamespaces, ", ") + " alone"
+		if len(s.cfg.SecretNamespaces) == 0 {
+			where = "no namespace"
+		}
 		w.UnreadableSecrets[key] = source.UnreadableSecret{Why: fmt.Sprintf(
-			"pull secret %s may not be read: stile reads Secrets in %s alone: put the plugin there, or add its namespace to the ones that stile may read",
-			key, strings.Join(s.cfg.SecretNamespaces, ", "))}
+			"pull secret %s may not be read: stile reads Secrets in %s: put the plugin where it does, or add its namespace to the ones that stile may read",
+			key, where)}
 		return secretUnreadable
 	}
 	found, known := s.secrets.Get(key)
