@@ -34,7 +34,6 @@ type Rule struct {
 const (
 	selfSigned = `and (include "stile.webhooks" .) (eq .Values.webhook.certificates "self")`
 	placement  = `.Values.placement.enabled`
-	gateHook   = `and .Values.placement.enabled (eq .Values.placement.via "webhook")`
 )
 
 // Rules are all rights of stile's accounts.
@@ -71,8 +70,8 @@ var Rules = []Rule{
 		[]string{`{{ include "stile.webhook" . }}`}, selfSigned,
 		"the authority of the certificates that stile makes for itself"},
 	{Cluster, "admissionregistration.k8s.io", []string{"mutatingwebhookconfigurations"}, []string{"get", "watch", "patch"},
-		[]string{`{{ include "stile.webhook" . }}`}, "and (" + gateHook + ") (" + selfSigned + ")",
-		"the same"},
+		[]string{`{{ include "stile.webhook" . }}`}, selfSigned,
+		"the same; it is looked for also while there is none"},
 	{Cluster, "", []string{"pods"}, []string{"get", "list", "watch", "patch"}, nil, placement,
 		"pods that carry the gate; what may change on them a ValidatingAdmissionPolicy says"},
 	{Cluster, "events.k8s.io", []string{"events"}, []string{"create", "patch"}, nil, placement,

@@ -19,7 +19,10 @@ import (
 	"github.com/stileproject/stile/internal/secret"
 )
 
-var getOptions = metav1.GetOptions{}
+var (
+	getOptions  = metav1.GetOptions{}
+	listOptions = metav1.ListOptions{}
+)
 
 // restricted are the labels of a namespace in which Pod Security holds pods to its strictest profile.
 var restricted = []string{"pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/enforce-version=latest"}

@@ -105,3 +105,16 @@ func (h *helm) get(t testing.TB, r schema.GroupVersionResource, namespace, name 
 	}
 	return o
 }
+
+// hooks are the manifests of the release's hooks.
+func (h *helm) hooks(t testing.TB) (all []string) {
+	t.Helper()
+	done, err := action.NewGet(h.configuration).Run(h.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, hook := range done.(*release.Release).Hooks {
+		all = append(all, hook.Manifest)
+	}
+	return all
+}
