@@ -2,10 +2,12 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"runtime"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,6 +57,16 @@ func TestRequestsAndTimeOfManyPlugins(t *testing.T) {
 	took := time.Since(begin)
 	if len(c.last.Plugins) != n || len(c.last.Secrets) != n || c.worlds != 1 {
 		t.Fatalf("the first World has %d plugins and %d Secrets", len(c.last.Plugins), len(c.last.Secrets))
+	}
+	if name := os.Getenv("STILE_LOAD_HEAP"); name != "" { // where it went, for go tool pprof
+		f, err := os.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		runtime.GC()
+		if err := errors.Join(pprof.WriteHeapProfile(f), f.Close()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	requests := len(c.requests.all())
 	after := memory()
