@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -152,6 +154,7 @@ func (h *history) module(kind string, remote bool) xds.Delivery {
 func (h *history) happen() {
 	name := []string{"p", "q"}[h.random.IntN(2)]
 	i := h.random.IntN(len(h.proxies))
+	publish := true
 	switch n := h.random.IntN(100); {
 	case n < 20:
 		remote := h.random.IntN(2) == 0
@@ -178,12 +181,15 @@ func (h *history) happen() {
 		h.note("%s planned=%v", name, h.planned[name])
 	case n < 66:
 		h.note("gw-%d disconnects", i)
+		publish = false
 		h.proxies[i].Disconnect()
 	case n < 78:
 		h.note("gw-%d connects", i)
+		publish = false
 		h.proxies[i].Connect()
 	case n < 81:
 		h.note("gw-%d restarts", i)
+		publish = false
 		h.proxies[i].Restart()
 		h.ran[i] = map[string]string{}
 		h.proxies[i].Connect()
@@ -199,12 +205,15 @@ func (h *history) happen() {
 	default:
 		d := time.Duration(h.random.IntN(40_000)) * time.Millisecond
 		h.note("%v pass", d)
+		publish = false
 		for _, e := range h.proxies {
 			e.Step() // a proxy may read late, and not later than its own timers
 		}
 		<-time.After(d)
 	}
-	h.publish()
+	if publish {
+		h.publish()
+	}
 }
 
 // look lets some proxies act, and holds what they run and what the ledger says to the promises.
@@ -301,13 +310,19 @@ func (h *history) settle() {
 	}
 }
 
+// histories is how many are played; STILE_HISTORIES says another number.
+var histories uint64 = 150
+
 // TestP8_NoHistoryTakesAGoodModuleFromAProxy plays random histories against a proxy that has
 // the real one's hazards: at no point does one that ran a good version stand in or miss its
 // filter, unless it is meant to; what the ledger calls accepted runs; no bytes are sent again
 // that were refused; and in the end everybody runs what is wanted.
 func TestP8_NoHistoryTakesAGoodModuleFromAProxy(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(150) {
+	if n, err := strconv.ParseUint(os.Getenv("STILE_HISTORIES"), 10, 64); err == nil {
+		histories = n
+	}
+	for seed := range histories {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
