@@ -171,12 +171,12 @@ func (c *Controller) credentials(ref oci.Reference, rings []*ring) (oci.Credenti
 // told on the credentials before is not kept.
 func (c *Controller) takeChangedSecrets(now time.Time) {
 	c.secrets.Lock()
-	changed := c.secrets.changed
-	if len(changed) > 0 {
-		c.secrets.changed = map[source.Key]struct{}{}
+	var changed map[source.Key]struct{}
+	if len(c.secrets.changed) > 0 {
+		changed, c.secrets.changed = c.secrets.changed, map[source.Key]struct{}{}
 	}
 	c.secrets.Unlock()
-	if len(changed) == 0 {
+	if changed == nil {
 		return
 	}
 	for _, h := range c.pods {

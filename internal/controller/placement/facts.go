@@ -25,6 +25,7 @@ const (
 	againFirst    = time.Second
 	againMax      = time.Minute
 	maxRemembered = 10_000
+	maxUnkept     = 1000
 )
 
 // factsKey is one flight: what one source delivers under a digest.
@@ -54,6 +55,7 @@ type facts struct {
 	namespaces map[string]int // flights under way
 	busy       int
 	landed     bool
+	unkept     map[factsKey]content.Facts // what the store had no room for
 }
 
 // registry is the flights to one host. facts.mu guards it.
@@ -63,7 +65,7 @@ type registry struct {
 }
 
 func newFacts(contents Contents, log *slog.Logger, wake func()) *facts {
-	return &facts{contents: contents, log: log, wake: wake, flights: map[factsKey]*fetch{}, registries: map[string]*registry{}, namespaces: map[string]int{}}
+	return &facts{contents: contents, log: log, wake: wake, flights: map[factsKey]*fetch{}, unkept: map[factsKey]content.Facts{}, registries: map[string]*registry{}, namespaces: map[string]int{}}
 }
 
 func (f *facts) start(ctx context.Context, owned *sync.WaitGroup) {
@@ -81,6 +83,9 @@ func (f *facts) of(p access.Proof, now time.Time) (content.Facts, error) {
 	key := factsKey{p.Source(), p.Digest()}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if known, ok := f.unkept[key]; ok && p.Stands() {
+		return known, nil
+	}
 	t := f.flights[key]
 	if t == nil {
 		f.tidy(now)
@@ -143,13 +148,20 @@ func (f *facts) launch(host string, r *registry) {
 func (f *facts) fly(host string, r *registry, p access.Proof) {
 	key := factsKey{p.Source(), p.Digest()}
 	ctx, cancel := context.WithTimeout(f.ctx, fetchTimeout)
-	_, err := f.contents.Facts(ctx, p)
+	got, err := f.contents.Facts(ctx, p)
 	cancel()
+	_, kept := f.contents.KnownFacts(p)
 	if err != nil {
 		f.log.Debug("placement: facts could not be fetched", "image", p.Image().String(), "error", err)
 	}
 	f.mu.Lock()
 	f.land(key, p, err)
+	if err == nil && !kept {
+		if len(f.unkept) >= maxUnkept {
+			clear(f.unkept)
+		}
+		f.unkept[key] = got
+	}
 	r.busy--
 	f.busy--
 	if f.namespaces[p.Namespace()]--; f.namespaces[p.Namespace()] == 0 {

@@ -53,11 +53,11 @@ func (i *inbox) watch(ctx context.Context, client kubernetes.Interface, log *slo
 func (i *inbox) take() (news map[source.Key]*corev1.Pod, synced bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	news, synced = i.news, i.synced
-	if len(news) > 0 {
-		i.news = map[source.Key]*corev1.Pod{}
+	if len(i.news) == 0 {
+		return nil, i.synced
 	}
-	return news, synced
+	news, i.news = i.news, map[source.Key]*corev1.Pod{}
+	return news, i.synced
 }
 
 // put notes a pod. inbox.mu is held.

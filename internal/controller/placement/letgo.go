@@ -23,6 +23,7 @@ const (
 	patchTimeout = 30 * time.Second
 	retryFirst   = 100 * time.Millisecond
 	retryMax     = 30 * time.Second
+	patience     = 3 // times that a patch is forbidden before the pod goes as it is
 )
 
 // job is one patch.
@@ -158,15 +159,18 @@ func (c *Controller) takeResults(now time.Time) {
 			result = "conflict"
 			h.conflict = o.pod.ResourceVersion
 			h.retryAt = time.Time{}
-		case apierrors.IsInvalid(o.err) && !h.plain:
-			// Nobody is stranded for what was decided wrongly.
+		case !h.plain && (apierrors.IsInvalid(o.err) || apierrors.IsForbidden(o.err) && h.failures >= patience):
+			// Nobody is stranded for what was decided wrongly, or for what somebody's
+			// admission will not have. (Forbidden may also be a role that is being changed.)
 			result, h.plain = "refused", true
 			c.log.Error("placement: the API server refuses what was decided; the pod is let go as it is", "pod", h.key.String(), "error", o.err)
 		default:
 			result = "failed"
 			h.failures++
 			h.retryAt = now.Add(min(retryMax, retryFirst<<min(h.failures, 10)))
-			c.log.Warn("placement: a pod could not be let go; it is tried again", "pod", h.key.String(), "error", o.err)
+			if h.failures%10 == 1 {
+				c.log.Warn("placement: a pod could not be let go; it is tried again", "pod", h.key.String(), "failures", h.failures, "error", o.err)
+			}
 		}
 		c.metrics.patched(result)
 		if current && !h.done {
