@@ -137,6 +137,7 @@ var toggles = map[string]string{
 	"secrets everywhere":                 "secrets: {clusterWide: true}",
 	"a volume each":                      "store: {volume: persistent}",
 	"own names":                          "fullnameOverride: fence\nserviceAccount: {name: keeper}\nkeys: {existingSecret: k}\ntls: {secretName: t}",
+	"one's own listeners":                "config: {envoy: {default: edge.yaml, nodes: [{cluster: \"edge-*\", file: edge.yaml, namespace: team-a}]}}",
 	"no account":                         "serviceAccount: {create: false, name: there}",
 	"pods":                               "podAnnotations: {a: b}\npodLabels: {c: d}\nnodeSelector: {e: f}\ntolerations: [{operator: Exists}]\naffinity: {nodeAffinity: {}}\npriorityClassName: high\nimagePullSecrets: [pull]\nenv: [{name: X, value: \"1\"}]\nvolumes: [{name: v, emptyDir: {}}]\nvolumeMounts: [{name: v, mountPath: /v}]",
 	"bare":                               "networkPolicy: {enabled: false}\npodDisruptionBudget: {enabled: false}\ncrd: {install: always}\nresources: {}",
