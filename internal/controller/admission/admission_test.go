@@ -213,6 +213,16 @@ func TestTheBundleIsInjectedAgainWhenSomebodyResetsIt(t *testing.T) {
 		})
 		t.Logf("injected again after %v", took)
 	}
+
+	// So it is when the configuration is made anew, as by an installation.
+	if err := hooks.ValidatingWebhookConfigurations().Delete(t.Context(), w.service, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Ready(); err != nil {
+		t.Logf("meanwhile: %v", err)
+	}
+	w.hook("ValidatingWebhookConfiguration", ValidatePath, "Fail", r.url)
+	w.ready(r)
 }
 
 func TestTheReplicasShareOneCertificateWhoeverComesFirst(t *testing.T) {

@@ -69,19 +69,13 @@ type recorder struct {
 
 	mu      sync.Mutex // guards what follows
 	series  map[telling]*series
-	budgets map[subject]*budget
+	budgets map[subject]*allowance // what a plugin may still tell anew
 	swept   time.Time
-}
-
-// budget is what a plugin may still tell anew.
-type budget struct {
-	left float64
-	at   time.Time
 }
 
 func newRecorder(client eventsv1.EventsV1Interface, identity string, log *slog.Logger, m *metrics) *recorder {
 	return &recorder{client: client, identity: cut(identity, maxIdentity), log: log, metrics: m,
-		series: map[telling]*series{}, budgets: map[subject]*budget{}}
+		series: map[telling]*series{}, budgets: map[subject]*allowance{}}
 }
 
 // open comes before tell and run.
@@ -114,16 +108,10 @@ func (r *recorder) tell(s subject, kind, reason, action, note string) {
 func (r *recorder) spend(s subject, now time.Time) bool {
 	b := r.budgets[s]
 	if b == nil {
-		b = &budget{left: eventBurst, at: now}
+		b = &allowance{}
 		r.budgets[s] = b
 	}
-	b.left = min(eventBurst, b.left+float64(now.Sub(b.at))/float64(eventEvery))
-	b.at = now
-	if b.left < 1 {
-		return false
-	}
-	b.left--
-	return true
+	return b.take(eventBurst, eventEvery, now) == 0
 }
 
 // sweep drops what is over. It is called with mu held.

@@ -29,8 +29,8 @@ type memory struct {
 	watchers map[*io.PipeWriter]bool
 	writes   int // of statuses
 	events   []map[string]any
-	series   int // patches of events
-	reads    int
+	series   int                         // patches of events
+	rival    func(status map[string]any) // somebody else, who writes after each of our writes
 }
 
 func newMemory(plugins ...string) *memory {
@@ -81,14 +81,19 @@ func (m *memory) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		m.version++
 		o["status"], metadata["resourceVersion"] = status, strconv.Itoa(m.version)
+		answer := reply(r, 200, o)
+		if m.rival != nil {
+			m.rival(status)
+			m.version++
+			metadata["resourceVersion"] = strconv.Itoa(m.version)
+		}
 		for w := range m.watchers {
 			go send(w, "MODIFIED", clone(o))
 		}
-		return reply(r, 200, o), nil
+		return answer, nil
 	case r.URL.Query().Get("watch") != "":
 		return m.watch(r), nil
 	}
-	m.reads++
 	list := map[string]any{"apiVersion": "extensions.istio.io/v1alpha1", "kind": "WasmPluginList", "metadata": map[string]any{"resourceVersion": strconv.Itoa(m.version)}}
 	var items []any
 	for _, o := range m.objects {
@@ -295,6 +300,34 @@ func TestProgrammedThatTurnsWithEveryProxyIsHeldBack(t *testing.T) {
 		time.Sleep(holdOff + 10*time.Millisecond)
 		if after, _, _ := m.counts(); after != writes+1 {
 			t.Error("a refusal waits behind counts")
+		}
+	})
+}
+
+func TestAStatusIsNotFoughtOver(t *testing.T) {
+	t.Parallel()
+	m := newMemory("auth")
+	m.rival = func(status map[string]any) {
+		conditions, _ := status["conditions"].([]any)
+		c, _ := conditions[1].(map[string]any)
+		c["status"], c["reason"] = "False", "ImageNotFound"
+	}
+	bubble(t, m, func(s *said) {
+		s.say(programmed("team-a", "auth", 1))
+		time.Sleep(time.Second)
+		if writes, _, _ := m.counts(); writes != 1+againBurst {
+			t.Errorf("%d writes at once", writes)
+		}
+		time.Sleep(time.Hour)
+		if writes, events, series := m.counts(); writes > 1+againBurst+61 || events != 2 || series != 0 {
+			t.Errorf("%d writes, %d events, %d patches of them in an hour", writes, events, series)
+		}
+		// What is new is written at once all the same.
+		before, _, _ := m.counts()
+		s.say(unauthorized("team-a", "auth", 1))
+		time.Sleep(holdOff + 10*time.Millisecond)
+		if writes, _, _ := m.counts(); writes != before+1 {
+			t.Error("news wait behind the quarrel")
 		}
 	})
 }

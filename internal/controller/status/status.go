@@ -64,6 +64,8 @@ const (
 	holdOff      = 100 * time.Millisecond // statuses that change together are looked at once
 	countsEvery  = 10 * time.Second       // between writes of one plugin that tell of counts
 	flipBurst    = 3                      // turns of Programmed alone that are told at once, then one per countsEvery
+	againBurst   = 3                      // times that a word somebody else took away is put back at once, then one per againEvery
+	againEvery   = time.Minute            // as between two stiles that both believe the plugin theirs
 	writers      = 8                      // requests in flight
 	writeTimeout = 10 * time.Second       // of one request
 	firstRetry   = 200 * time.Millisecond

@@ -328,6 +328,32 @@ func TestAnAPIServerThatGoesAndComesBackIsWrittenTo(t *testing.T) {
 	})
 }
 
+// A write that hangs, as behind a slow webhook of somebody else, holds back its own plugin.
+func TestP7_AWriteThatHangsHoldsBackItsOwnPluginAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kubetest.API(t))
+	w.plugin("slow")
+	for i := range 20 {
+		w.plugin(fmt.Sprint("p", i))
+	}
+	hanging, let := make(chan struct{}), make(chan struct{})
+	w.network.once(func() { close(hanging); <-let })
+	w.run(w.config())
+	w.engine.say(programmed(w.namespace, "slow", 1))
+	<-hanging
+	for i := range 20 {
+		w.engine.say(programmed(w.namespace, fmt.Sprint("p", i), 1))
+	}
+	for i := range 20 {
+		w.sees(fmt.Sprint("p", i), "Programmed=True/Programmed")
+	}
+	if p := w.get("slow"); len(p.Status.Conditions) != 0 {
+		t.Error("the write did not hang")
+	}
+	close(let)
+	w.sees("slow", "Programmed=True/Programmed")
+}
+
 // A schema of somebody else: Istio's keeps what it does not know in a status, but not in the entries of conditions.
 func TestASchemaThatPrunesConditionsIsWrittenToOnce(t *testing.T) {
 	t.Parallel()

@@ -29,9 +29,10 @@ type term struct {
 // progress is what this term knows of one plugin. The queue lets one worker have it at a time.
 type progress struct {
 	latest  object    // the answer to our last write, until the watch shows it or something newer
-	written time.Time // when we wrote last
-	flips   float64   // turns of Programmed that may still be told at once
-	counted time.Time // when flips was right
+	said    report    // what we wrote last
+	written time.Time // when
+	flips   allowance // turns of Programmed that may still be written at once
+	again   allowance // times that our word may still be put back at once where somebody took it away
 	told    map[string]told
 
 	// What the API server did not keep as it was written, and what it has instead: writing
@@ -93,6 +94,7 @@ func (t *term) work(ctx context.Context) {
 		}
 		t.turn(ctx, k)
 		t.queue.Done(k)
+		t.metrics.behind.Set(float64(t.queue.Len()))
 	}
 }
 
@@ -116,7 +118,11 @@ func (t *term) turn(ctx context.Context, k key) {
 	case ctx.Err() != nil:
 	case err != nil:
 		t.metrics.writes.WithLabelValues(resultFailed).Inc()
-		t.log.Warn("status cannot be written, it is tried again", "plugin", k.String(), "error", err)
+		level := slog.LevelWarn
+		if t.queue.NumRequeues(k) > 0 {
+			level = slog.LevelDebug // it was said
+		}
+		t.log.Log(ctx, level, "status cannot be written, it is tried again", "plugin", k.String(), "error", err)
 		t.queue.AddRateLimited(k)
 	default:
 		t.queue.Forget(k)
@@ -136,9 +142,14 @@ func (t *term) settle(ctx context.Context, k key, p *progress, have object, want
 		now := time.Now()
 		// An epoch never goes back: URLs that were closed would open again.
 		want.Epoch = max(want.Epoch, have.Report.Epoch)
-		wait := p.due(have.Report.changeTo(want), now)
+		change := have.Report.changeTo(want)
 		if have.Report.same(p.got) && want.same(p.sent) {
-			wait = never
+			change = none
+		}
+		contested := change != none && want.same(p.said)
+		wait := p.due(change, contested, now)
+		if contested && wait > 0 {
+			t.log.Warn("somebody else keeps writing stile's conditions: if there is another stile in this cluster, give each a revision of its own", "plugin", k.String())
 		}
 		if wait != 0 || !t.cfg.Leads() {
 			return max(0, wait), nil
@@ -170,7 +181,7 @@ func (t *term) settle(ctx context.Context, k key, p *progress, have object, want
 		t.metrics.writes.WithLabelValues(resultWritten).Inc()
 		t.log.Log(ctx, slog.LevelDebug, "status is written", "plugin", k.String(), "conditions", len(want.Conditions))
 		have = read(u)
-		p.wrote(have, now)
+		p.wrote(have, want, now)
 		if have.Report.changeTo(want) != none {
 			p.notKept(want, have)
 			t.log.Warn("the API server keeps another status than was written: compare the WasmPlugin CRD and webhooks with stile's", "plugin", k.String())
@@ -197,30 +208,40 @@ func (t *term) unlessGone(k key, err error) error {
 const never = -1
 
 // due returns how long a change has to wait: 0 is not at all, never is until something
-// happens.
-func (p *progress) due(c change, now time.Time) time.Duration {
-	p.flips = min(flipBurst, p.flips+float64(now.Sub(p.counted))/float64(countsEvery))
-	p.counted = now
-	switch c {
-	case none:
+// happens. A change is contested where we wrote what we want already.
+func (p *progress) due(c change, contested bool, now time.Time) time.Duration {
+	switch {
+	case c == none:
 		return never
-	case major:
+	case contested:
+		return p.again.take(againBurst, againEvery, now)
+	case c == major:
 		return 0
-	case flip:
-		if p.flips >= 1 {
-			p.flips--
-			return 0
-		}
-		return max(time.Millisecond, time.Duration((1-p.flips)*float64(countsEvery)))
+	case c == flip:
+		return p.flips.take(flipBurst, countsEvery, now)
 	}
-	if since := now.Sub(p.written); since < countsEvery {
-		return countsEvery - since
+	return max(0, p.written.Add(countsEvery).Sub(now))
+}
+
+// allowance is for things that may be done a few times at once, then one in a while.
+type allowance struct {
+	used float64
+	at   time.Time
+}
+
+// take takes one, or returns how long there is none.
+func (a *allowance) take(burst int, every time.Duration, now time.Time) time.Duration {
+	a.used = max(0, a.used-float64(now.Sub(a.at))/float64(every))
+	a.at = now
+	if over := a.used + 1 - float64(burst); over > 0 {
+		return max(time.Millisecond, time.Duration(over*float64(every)))
 	}
+	a.used++
 	return 0
 }
 
-func (p *progress) wrote(o object, now time.Time) {
-	p.latest, p.written = o, now
+func (p *progress) wrote(o object, want report, now time.Time) {
+	p.latest, p.said, p.written = o, want, now
 	p.sent, p.got = report{}, report{}
 }
 
@@ -251,7 +272,7 @@ func (t *term) progress(k key, have object) *progress {
 	defer t.book.Unlock()
 	p := t.plugins[k]
 	if p == nil || p.latest.UID != have.UID {
-		p = &progress{latest: have, flips: flipBurst, counted: time.Now(), told: map[string]told{}}
+		p = &progress{latest: have, told: map[string]told{}}
 		for _, c := range have.Report.Conditions {
 			p.told[c.Type] = told{c.Reason, c.Generation}
 		}

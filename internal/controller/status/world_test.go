@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -172,12 +173,14 @@ func (n *network) requests(what string) int {
 
 // once runs do right before the next request to a status.
 func (n *network) once(do func()) {
-	var only sync.Once
+	var done atomic.Bool // others go on meanwhile
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.before = func(r *http.Request) {
 		if r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/status") {
-			only.Do(do)
+			if done.CompareAndSwap(false, true) {
+				do()
+			}
 		}
 	}
 }
