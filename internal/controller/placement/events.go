@@ -115,7 +115,7 @@ func (e *events) write(ctx context.Context) {
 		_, err := e.client.EventsV1().Events(event.Namespace).Create(ctx, event, metav1.CreateOptions{})
 		cancel()
 		if err != nil && !apierrors.IsAlreadyExists(err) && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-			e.log.Debug("placement: an event could not be written", "namespace", event.Namespace, "reason", event.Reason, "error", err)
+			e.log.Debug("placement: an event could not be written", "namespace", event.Namespace, "reason", event.Reason, "error", words(err))
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/stileproject/stile/internal/kubetest"
 	"github.com/stileproject/stile/internal/oci/localregistry"
@@ -143,5 +144,21 @@ func TestLittleIsKeptOfAPod(t *testing.T) {
 	}
 	if again := stripped(got); fmt.Sprint(again) != fmt.Sprint(got) {
 		t.Error("stripped twice is not stripped once")
+	}
+}
+
+// TestItEndsAtOnce also while there is no API server, and has said so.
+func TestItEndsAtOnce(t *testing.T) {
+	w := newWorld(t).run(func(c *Config) { c.REST = &rest.Config{Host: "http://127.0.0.1:1"} })
+	kubetest.Eventually(t, func() string {
+		if !strings.Contains(w.watch.Logged(), "pods cannot be read") {
+			return "a word in the log"
+		}
+		return ""
+	})
+	begin := time.Now()
+	w.stop()
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("it took %v", took)
 	}
 }

@@ -2,13 +2,20 @@ package placement
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net/url"
 	"sync"
+	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
@@ -38,14 +45,76 @@ func newInbox(wake func()) *inbox {
 	return &inbox{wake: wake, gated: map[source.Key]struct{}{}, news: map[source.Key]*corev1.Pod{}}
 }
 
-// watch follows the pods until ctx ends. A broken watch is taken up again, with growing
-// delay, where it broke.
+// Bounds of asking for pods again while the API server is away or busy.
+const (
+	followFirst = 500 * time.Millisecond
+	followMax   = 15 * time.Second
+)
+
+// watch follows the pods until ctx ends. A watch that breaks is taken up where it broke.
 func (i *inbox) watch(ctx context.Context, client kubernetes.Interface, log *slog.Logger) {
-	lw := cache.ToListWatcherWithWatchListSemantics(cache.NewFilteredListWatchFromClient(client.CoreV1().RESTClient(), "pods", metav1.NamespaceAll,
-		func(o *metav1.ListOptions) { o.FieldSelector = unscheduled }), client)
+	pods := client.CoreV1().Pods(metav1.NamespaceAll)
+	f := &follower{log: log}
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
+			o.FieldSelector = unscheduled
+			err = f.try(ctx, func() error { list, err = pods.List(ctx, o); return err })
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (w watch.Interface, err error) {
+			o.FieldSelector = unscheduled
+			err = f.try(ctx, func() error { w, err = pods.Watch(ctx, o); return err })
+			return w, err
+		},
+	}
 	logger := logr.FromSlogHandler(log.Handler())
-	r := cache.NewReflectorWithOptions(lw, &corev1.Pod{}, i, cache.ReflectorOptions{Name: "pods", Logger: &logger})
+	r := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), &corev1.Pod{}, i, cache.ReflectorOptions{Name: "pods", Logger: &logger})
 	r.RunWithContext(klog.NewContext(ctx, logger))
+}
+
+// follower tries again what the Reflector would try again deaf to the end of its context,
+// and tells of what is wrong once.
+type follower struct {
+	log   *slog.Logger
+	fault string
+}
+
+func (f *follower) try(ctx context.Context, do func() error) error {
+	for delay := followFirst; ; delay = min(2*delay, followMax) {
+		err := do()
+		if err == nil {
+			if f.fault != "" {
+				f.log.Info("placement: pods can be read again")
+				f.fault = ""
+			}
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err() // the Reflector would wait for what can be tried again
+		}
+		if !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) && f.fault != words(err) {
+			f.fault = words(err)
+			f.log.Warn("placement: pods cannot be read; it is tried again", "error", f.fault)
+		}
+		if !utilnet.IsConnectionRefused(err) && !apierrors.IsTooManyRequests(err) {
+			return err
+		}
+		timer := time.NewTimer(delay)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
+}
+
+// words returns what an error of the API's client says, without the URL that was asked.
+func words(err error) string {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err.Error()
+	}
+	return err.Error()
 }
 
 // take returns what is new since it was last called: nil for a pod that is gone, or

@@ -163,13 +163,13 @@ func (c *Controller) takeResults(now time.Time) {
 			// Nobody is stranded for what was decided wrongly, or for what somebody's
 			// admission will not have. (Forbidden may also be a role that is being changed.)
 			result, h.plain = "refused", true
-			c.log.Error("placement: the API server refuses what was decided; the pod is let go as it is", "pod", h.key.String(), "error", o.err)
+			c.log.Error("placement: the API server refuses what was decided; the pod is let go as it is", "pod", h.key.String(), "error", words(o.err))
 		default:
 			result = "failed"
 			h.failures++
 			h.retryAt = now.Add(min(retryMax, retryFirst<<min(h.failures, 10)))
 			if h.failures%10 == 1 {
-				c.log.Warn("placement: a pod could not be let go; it is tried again", "pod", h.key.String(), "failures", h.failures, "error", o.err)
+				c.log.Warn("placement: a pod could not be let go; it is tried again", "pod", h.key.String(), "failures", h.failures, "error", words(o.err))
 			}
 		}
 		c.metrics.patched(result)
