@@ -200,7 +200,7 @@ func (s *service) openControllers() (err error) {
 	}); err != nil {
 		return fail(Usage, fmt.Errorf("webhook: %w", err), "")
 	}
-	p.webhooks.Handle(admission.ValidatePath, admission.ValidatePlugins(admission.PluginRules{Owns: owns(k), HostEnv: s.cfg.Wasm.HostEnvAllow}))
+	p.webhooks.Handle(admission.ValidatePath, admission.ValidatePlugins(admission.PluginRules{Owns: owns(k), HostEnv: append([]string{}, s.cfg.Wasm.HostEnvAllow...)}))
 	gated, err := gate.New(gate.Config{Namespace: p.namespace, Log: s.log, Registerer: s.metrics})
 	if err != nil {
 		return err
