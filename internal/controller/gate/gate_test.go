@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -99,6 +100,7 @@ func gatesOf(p *corev1.Pod) string {
 // TestWebhookAndPolicySayTheSame: both put the gate on the same pods, and on no other, by
 // the API server's own hand.
 func TestWebhookAndPolicySayTheSame(t *testing.T) {
+	t.Parallel()
 	api := kubetest.API(t)
 	quiet := rest.CopyConfig(api.Config)
 	quiet.WarningHandler = rest.NoWarnings{}
@@ -172,6 +174,7 @@ func only(ns, text string) string {
 }
 
 func ownNamespace(t testing.TB, api *kubetest.Server) {
+	t.Helper()
 	api.Apply(t, nil, `{apiVersion: v1, kind: Namespace, metadata: {name: stile-system}}`)
 }
 
@@ -181,7 +184,7 @@ func withPolicy(t testing.TB, api *kubetest.Server) string {
 	ns := api.Namespace(t)
 	api.Apply(t, nil, only(ns, file(t, "gate-policy.yaml")))
 	t.Cleanup(func() {
-		api.Kubectl(t.(*testing.T), "delete", "mutatingadmissionpolicybinding,mutatingadmissionpolicy", "stile-gate")
+		api.Kubectl(t, "delete", "mutatingadmissionpolicybinding,mutatingadmissionpolicy", "stile-gate")
 	})
 	return ns
 }
@@ -228,8 +231,7 @@ func serveWebhook(t testing.TB, api *kubetest.Server, h http.Handler) string {
 }
 
 func b64(b []byte) string {
-	j, _ := json.Marshal(b)
-	return strings.Trim(string(j), `"`)
+	return base64.StdEncoding.EncodeToString(b)
 }
 
 func selfSigned(t testing.TB) (tls.Certificate, []byte) {
@@ -341,6 +343,7 @@ func BenchmarkHandler(b *testing.B) {
 
 // large is a pod as people have them.
 func large(t testing.TB) *corev1.Pod {
+	t.Helper()
 	p := podOf(t, "p", "labels: {app: a}", `nodeSelector: {zone: a}`)
 	for i := range 40 {
 		p.Spec.Containers[0].Env = append(p.Spec.Containers[0].Env, corev1.EnvVar{Name: fmt.Sprint("VARIABLE_", i), Value: strings.Repeat("x", 120)})

@@ -33,7 +33,7 @@ func (h *timed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // TestLoad creates 200 pods a second for 15 s, as dry runs so that no disk is measured:
 // without anything, with the webhook, with the policy. It runs where STILE_LOAD is set.
-func TestLoad(t *testing.T) {
+func TestLoad(t *testing.T) { //nolint:paralleltest // it measures
 	if os.Getenv("STILE_LOAD") == "" {
 		t.Skip("set STILE_LOAD=1 to measure")
 	}

@@ -20,6 +20,7 @@ import (
 
 // public is a world whose images everybody may pull.
 func public(t testing.TB, mode ...localregistry.Mode) *world {
+	t.Helper()
 	w := newWorld(t, mode...)
 	w.registry.Allow(localregistry.Anonymous, localregistry.Everywhere)
 	return w
@@ -34,6 +35,7 @@ func also(image string) func(*corev1.Pod) {
 // TestPodsLandWhereTheirImagesRun: by a real scheduler, on Nodes of three architectures
 // and two systems.
 func TestPodsLandWhereTheirImagesRun(t *testing.T) {
+	t.Parallel()
 	w := public(t).run()
 	w.api.Scheduler(t)
 	nodes := map[string]string{"amd": "linux/amd64", "arm": "linux/arm64", "power": "linux/ppc64le", "win": "windows/amd64"}
@@ -109,6 +111,7 @@ func TestPodsLandWhereTheirImagesRun(t *testing.T) {
 // one public image: they have one right, and it is asked for once. A registry that wants a
 // token even of the anonymous costs one request more, for that.
 func TestOneProofForAPublicImage(t *testing.T) {
+	t.Parallel()
 	for mode, most := range map[localregistry.Mode]int{localregistry.Open: 3, localregistry.Bearer: 4} {
 		t.Run(string(mode), func(t *testing.T) {
 			w := public(t, mode).run()
@@ -148,6 +151,7 @@ func TestOneProofForAPublicImage(t *testing.T) {
 // TestP7_ARegistryThatNeverAnswers holds back its own pods alone, for as long as is
 // configured, of whatever namespace; then they go as they are, and are told why.
 func TestP7_ARegistryThatNeverAnswers(t *testing.T) {
+	t.Parallel()
 	w := public(t)
 	w.access.Timeout = time.Second
 	tarpit, err := localregistry.Start(localregistry.Options{Mode: localregistry.Open})
@@ -186,6 +190,7 @@ func TestP7_ARegistryThatNeverAnswers(t *testing.T) {
 
 // TestFallback: what cannot be inspected in time is taken for the fallback architecture.
 func TestFallback(t *testing.T) {
+	t.Parallel()
 	w := public(t)
 	w.access.Timeout = time.Second
 	w.run(func(c *Config) {
@@ -215,6 +220,7 @@ func TestFallback(t *testing.T) {
 // TestOthersGatesStay: of several gates only ours goes, and what another controller does
 // to the pod meanwhile is not undone.
 func TestOthersGatesStay(t *testing.T) {
+	t.Parallel()
 	w := public(t).run()
 	ns := w.namespace()
 	image, _ := w.image("public/app", "v1", "linux/amd64", "linux/arm64")
@@ -240,6 +246,7 @@ func TestOthersGatesStay(t *testing.T) {
 // TestPullPolicies: Always costs one HEAD for each pod, IfNotPresent none once it is
 // known; a digest needs none once proven, whatever the policy; Never is not asked about.
 func TestPullPolicies(t *testing.T) {
+	t.Parallel()
 	w := public(t)
 	w.run()
 	ns := w.namespace()
@@ -294,6 +301,7 @@ func TestPullPolicies(t *testing.T) {
 // TestAllImagesCount: those of init containers and of image volumes, and a pod that may
 // not read one of them is told nothing of the others.
 func TestAllImagesCount(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t).run()
 	ns := w.namespace()
 	w.registry.Allow(localregistry.Anonymous, "public/all")
@@ -325,6 +333,7 @@ func TestAllImagesCount(t *testing.T) {
 // TestPodsThatNeedNoGate carry it all the same, pasted into a template: they are let go
 // as they are, at once.
 func TestPodsThatNeedNoGate(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t).run()
 	ns := w.namespace()
 	for name, change := range map[string]func(*corev1.Pod){
@@ -356,6 +365,7 @@ func TestPodsThatNeedNoGate(t *testing.T) {
 
 // TestASecretThatMayNotBeRead: what is refused for want of it is not taken for denied.
 func TestASecretThatMayNotBeRead(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.api.Apply(t, nil, strings.Replace(rights, `- {apiGroups: [""], resources: [secrets], verbs: [get, watch]}`, "", 1))
 	t.Cleanup(func() { w.api.Apply(t, nil, rights) })
@@ -379,6 +389,7 @@ func TestASecretThatMayNotBeRead(t *testing.T) {
 // TestDeletedWhileHeld: a pod that goes while it is held, and one of the same name that
 // comes after it, are two.
 func TestDeletedWhileHeld(t *testing.T) {
+	t.Parallel()
 	w := public(t).run()
 	ns := w.namespace()
 	image, _ := w.image("public/app", "v1", "linux/amd64", "linux/arm64")
@@ -412,6 +423,7 @@ func TestDeletedWhileHeld(t *testing.T) {
 
 // TestOnlyTheLeaderLetsGo, and whoever becomes it takes up what is held.
 func TestOnlyTheLeaderLetsGo(t *testing.T) {
+	t.Parallel()
 	w := public(t)
 	var leads atomic.Bool
 	w.run(func(c *Config) { c.Leads = leads.Load })
@@ -435,6 +447,7 @@ func TestOnlyTheLeaderLetsGo(t *testing.T) {
 
 // TestTheAPIServerGoesAway for a while: what was held goes when it is back.
 func TestTheAPIServerGoesAway(t *testing.T) {
+	t.Parallel()
 	w := public(t).at(kubetest.Start(t, kubetest.Options{})).run()
 	ns := w.api.Namespace(t)
 	image, _ := w.image("public/app", "v1", "linux/amd64", "linux/arm64")

@@ -19,6 +19,7 @@ import (
 // TestManifestsThatFailForAWhile: the right is proven, and the manifest cannot be had: the
 // pod waits, the manifest is tried again, and then the pod goes where it runs.
 func TestManifestsThatFailForAWhile(t *testing.T) {
+	t.Parallel()
 	w := public(t).run()
 	ns := w.namespace()
 	image, digest := w.image("public/app", "v1", "linux/amd64", "linux/arm64")
@@ -30,6 +31,7 @@ func TestManifestsThatFailForAWhile(t *testing.T) {
 // TestManifestThatIsRefused: a registry that lets ask for an image but not read it has
 // said no.
 func TestManifestThatIsRefused(t *testing.T) {
+	t.Parallel()
 	w := public(t).run()
 	ns := w.namespace()
 	image, digest := w.image("public/app", "v1", "linux/amd64", "linux/arm64")
@@ -42,6 +44,7 @@ func TestManifestThatIsRefused(t *testing.T) {
 
 // TestAManifestThatSaysNothing that can be read: nobody waits for what will not come.
 func TestAManifestThatSaysNothing(t *testing.T) {
+	t.Parallel()
 	w := public(t).run()
 	ns := w.namespace()
 	w.registry.SetOpen(true)
@@ -61,6 +64,7 @@ func TestAManifestThatSaysNothing(t *testing.T) {
 // TestWhatTheServerRefuses: if what was decided is not accepted, the pod goes as it is
 // rather than never.
 func TestWhatTheServerRefuses(t *testing.T) {
+	t.Parallel()
 	w := public(t)
 	ns := w.namespace()
 	w.api.Apply(t, nil, strings.ReplaceAll(`
@@ -149,6 +153,7 @@ func TestLittleIsKeptOfAPod(t *testing.T) {
 
 // TestItEndsAtOnce also while there is no API server, and has said so.
 func TestItEndsAtOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t).run(func(c *Config) { c.REST = &rest.Config{Host: "http://127.0.0.1:1"} })
 	kubetest.Eventually(t, func() string {
 		if !strings.Contains(w.watch.Logged(), "pods cannot be read") {

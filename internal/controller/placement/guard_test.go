@@ -19,6 +19,7 @@ import (
 // on pods that RBAC can give, may remove our gate, narrow where a gated pod goes and set
 // labels of ours; and nothing more.
 func TestTheAccountMayDoNothingElse(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.api.Apply(t, nil, `
 apiVersion: rbac.authorization.k8s.io/v1
@@ -149,6 +150,7 @@ subjects: [{kind: ServiceAccount, namespace: stile-system, name: stile}]
 
 // TestTheAccountAsTheChartMakesIt: it may not list Secrets, nor touch pods but by patch.
 func TestTheAccountAsTheChartMakesIt(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ns := w.namespace()
 	us, err := kubernetes.NewForConfig(w.as)

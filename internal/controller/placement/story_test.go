@@ -21,6 +21,7 @@ const both = "arch In amd64,arm64; os In linux"
 // asks the registry and gets its affinity; B gets nothing that A learned and is let go, to
 // fail by its own pull; A', a replica of A, costs no request.
 func TestTheStory(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t).run()
 	ns := w.namespace()
 	image, _ := w.image("team-a/app", "v1", "linux/amd64", "linux/arm64")
@@ -55,6 +56,7 @@ func TestTheStory(t *testing.T) {
 // TestP5_RevokedAtTheRegistry: once A's right is taken away at the registry, no pod of A's
 // gets a predicate later than the re-check interval, though nothing changed in the cluster.
 func TestP5_RevokedAtTheRegistry(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.access.Recheck = 2 * time.Second
 	w.access.ConfirmAfter = 100 * time.Millisecond
@@ -86,6 +88,7 @@ func TestP5_RevokedAtTheRegistry(t *testing.T) {
 // TestP5_SecretEdited: with other content in A's Secret, what was learned with the old one
 // is of no use to anybody at once; with the old content back, it is asked anew.
 func TestP5_SecretEdited(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t).run()
 	ns := w.namespace()
 	image, _ := w.image("team-a/app", "v1", "linux/amd64", "linux/arm64")
@@ -117,6 +120,7 @@ func TestP5_SecretEdited(t *testing.T) {
 // TestP5_ClusterWideSecretChangedMidFlight: the answer to a question that was under way
 // with the old credential is not kept, whatever it is.
 func TestP5_ClusterWideSecretChangedMidFlight(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	shared := w.namespace()
 	w.pullSecret(shared, "everywhere", "node", w.user("node", "team-a/app"))
@@ -162,6 +166,7 @@ func TestP5_ClusterWideSecretChangedMidFlight(t *testing.T) {
 // user name and password without auth, a pod's own Secret that does not hide a working
 // cluster-wide one, a legacy one; and a ServiceAccount's Secrets are not read.
 func TestAsTheKubeletTries(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	shared := w.namespace()
 	w.pullSecret(shared, "everywhere", "node", w.user("node", "shared/app"))

@@ -50,6 +50,7 @@ func (w *world) gated(spaces []string) (n int) {
 // request: one patch for each pod, no list, one read of each Secret, and of each image one
 // question and one manifest.
 func TestAThousandPodsAtOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	spaces := w.thousand()
 	before := len(w.registry.Requests())
@@ -99,6 +100,7 @@ func TestAThousandPodsAtOnce(t *testing.T) {
 // TestP9_RestartWithAThousandHeld: killed in the middle, it goes on where it was, and lets
 // nobody go twice or otherwise than before.
 func TestP9_RestartWithAThousandHeld(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	spaces := w.thousand()
 	w.registry.SetFaults(localregistry.Fault{Delay: 20 * time.Millisecond})

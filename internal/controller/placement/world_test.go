@@ -122,11 +122,16 @@ func (w *world) count(what string) int {
 	return w.requests.count[what]
 }
 
-// newWorld returns a cluster without a running controller. Tests with one run one after
-// the other: it handles the pods of all namespaces.
+// one has tests with a controller run one after the other: it handles the pods of all
+// namespaces.
+var one sync.Mutex
+
+// newWorld returns a cluster without a running controller.
 func newWorld(t testing.TB, mode ...localregistry.Mode) *world {
 	t.Helper()
 	watch := canary.Watch(t)
+	one.Lock()
+	t.Cleanup(one.Unlock)
 	api := kubetest.API(t)
 	w := (&world{t: t, watch: watch, dir: t.TempDir(), open: slices.Contains(mode, localregistry.Open)}).at(api)
 	w.requests.count = map[string]int{}
@@ -198,7 +203,6 @@ func (w *world) run(change ...func(*Config)) *world {
 			owned.Wait()
 			client.Close()
 			must(w.t, st.Close())
-			http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 			var text bytes.Buffer
 			families, err := w.metrics.Gather()
 			must(w.t, err)
@@ -293,20 +297,21 @@ func digestOf(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b
 
 func (w *world) blob(repository string, b []byte) {
 	w.t.Helper()
-	resp, err := http.Post("http://"+w.registry.Host()+"/v2/"+repository+"/blobs/uploads/?digest="+digestOf(b), "application/octet-stream", bytes.NewReader(b))
-	must(w.t, err)
-	_ = resp.Body.Close()
-	if resp.StatusCode != http.StatusCreated {
-		w.t.Fatalf("push a blob: %s", resp.Status)
-	}
+	w.push(http.MethodPost, "/v2/"+repository+"/blobs/uploads/?digest="+digestOf(b), "application/octet-stream", b)
 }
 
 func (w *world) put(path, kind string, b []byte) {
 	w.t.Helper()
-	req, err := http.NewRequest(http.MethodPut, "http://"+w.registry.Host()+path, bytes.NewReader(b))
+	w.push(http.MethodPut, path, kind, b)
+}
+
+func (w *world) push(method, path, kind string, b []byte) {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(context.Background(), method, "http://"+w.registry.Host()+path, bytes.NewReader(b))
 	must(w.t, err)
 	req.Header.Set("Content-Type", kind)
-	resp, err := http.DefaultClient.Do(req) //nolint:forbidigo // loopback
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
 	must(w.t, err)
 	_ = resp.Body.Close()
 	if resp.StatusCode != http.StatusCreated {

@@ -67,7 +67,7 @@ func pod(t *testing.T, k kubernetes.Interface, ns, name string, gates ...string)
 
 // TestNobodyIsStranded: stile is taken away, with the account of the chart's hook, under
 // its guard, while the API server is busy, and while pods are still being created.
-func TestNobodyIsStranded(t *testing.T) {
+func TestNobodyIsStranded(t *testing.T) { //nolint:paralleltest // it lets go the pods of all namespaces
 	api := kubetest.API(t)
 	admin := client(t, api.Config)
 	api.Apply(t, nil, rights)
@@ -155,7 +155,7 @@ func TestNobodyIsStranded(t *testing.T) {
 func get[T any](_ T, err error) error { return err }
 
 // TestOneThatCannotGoHoldsUpNoOther: somebody's policy refuses the update of one pod.
-func TestOneThatCannotGoHoldsUpNoOther(t *testing.T) {
+func TestOneThatCannotGoHoldsUpNoOther(t *testing.T) { //nolint:paralleltest // it lets go the pods of all namespaces
 	api := kubetest.API(t)
 	admin := client(t, api.Config)
 	ns := api.Namespace(t)
@@ -194,6 +194,7 @@ spec: {policyName: stubborn, validationActions: [Deny]}
 
 // TestGivingUpSaysSo: with the API server away, it ends with ctx and an error.
 func TestGivingUpSaysSo(t *testing.T) {
+	t.Parallel()
 	k := client(t, &rest.Config{Host: "http://127.0.0.1:1"})
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
