@@ -73,6 +73,12 @@ type bench struct {
 // inBubble runs a test against a server whose streams all join group "g".
 func inBubble(t *testing.T, run func(t *testing.T, b *bench)) {
 	t.Parallel()
+	bubble(t, run)
+}
+
+// bubble is inBubble for a test that runs alone.
+func bubble(t *testing.T, run func(t *testing.T, b *bench)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{t: t, server: xds.NewServer(xds.Options{}), done: make(chan struct{})}
 		b.dial = xdstest.Serve(t, b.server)
