@@ -16,7 +16,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stileproject/stile/internal/document"
 	"github.com/stileproject/stile/internal/oci/localregistry"
+	"github.com/stileproject/stile/internal/placement"
+	"github.com/stileproject/stile/internal/plugin"
 )
 
 // put uploads a manifest or a blob as the good user and returns its digest.
@@ -228,4 +231,24 @@ func TestInspect_ByAPullSecret(t *testing.T) {
 		t.Error(d)
 	}
 	r.stile("inspect", r.image(":three"), "--authfile", r.bad).want(t, Unauthorized)
+}
+
+func FuzzReadPods(f *testing.F) {
+	f.Add("apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: i}]}\n---\n- a\n---\n")
+	f.Add(`{"kind":"List","items":[{"kind":"Deployment","spec":{"template":{"spec":{"containers":[{}]}}}},null,1]}`)
+	f.Add("kind: CronJob\nspec: {jobTemplate: {spec: {template: {metadata: 1, spec: {containers: {}}}}}}")
+	f.Add("kind: Pod\nspec: &a {containers: [*a]}")
+	f.Fuzz(func(t *testing.T, text string) {
+		var stderr bytes.Buffer
+		a := &app{stderr: &stderr}
+		all := &podDocuments{secrets: map[plugin.Key]*document.Secret{}}
+		all.read(a, "f.yaml", []byte(text))
+		for _, d := range all.pods {
+			if len(d.pod.Spec.Containers) == 0 || d.Namespace == "" {
+				t.Errorf("%+v", d)
+			}
+			placement.Pulls(d.pod)
+			placement.Decide(d.pod, nil, placement.Settings{})
+		}
+	})
 }
