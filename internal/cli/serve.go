@@ -280,7 +280,7 @@ func (s *service) openRooms() error {
 	gate.Archive = proofs
 	s.gate = access.New(s.client, gate)
 	s.contents = content.New(s.store, s.client, contentConfig(s.cfg, s.root, s.log, s.metrics))
-	s.proxies = xds.NewServer(xds.Options{Log: s.log, Registerer: s.metrics, Authorize: authorize(s.cfg.XDS.Identities)})
+	s.proxies = xds.NewServer(xds.Options{Log: s.log, Registerer: s.metrics, Authorize: authorize(s.cfg.XDS.Identities, s.cfg.Envoy.Nodes)})
 	s.onClose(func() error { s.proxies.Close(); return nil })
 	s.state = newState(s.cfg.Store.Directory, s.root.Box(secret.ForState), s.log)
 	turning := engineConfig(s.cfg, s.root, s.log)

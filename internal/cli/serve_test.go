@@ -342,7 +342,7 @@ func TestStatus_NobodyAnswers(t *testing.T) {
 
 func TestAuthorize_IdentityBindsNamespaceAndCluster(t *testing.T) {
 	t.Parallel()
-	if authorize(nil) != nil {
+	if authorize(nil, nil) != nil {
 		t.Error("without identities everybody may")
 	}
 	for _, row := range []struct {

@@ -147,7 +147,10 @@ func (r *reloading) load() (*tls.Config, error) {
 // authorize returns who may be which node: with identities, the URI of a client's
 // certificate must be among them and let it be of that namespace and cluster. Without,
 // whoever may connect may be any.
-func authorize(identities []v1alpha1.Identity) func(context.Context, plugin.Node) error {
+//
+// What counts is the namespace that a node is assigned in nodes, since it is given the
+// plugins of that one: by its id, which no certificate binds, it could be assigned any.
+func authorize(identities []v1alpha1.Identity, nodes []v1alpha1.EnvoyNode) func(context.Context, plugin.Node) error {
 	if len(identities) == 0 {
 		return nil
 	}
@@ -160,6 +163,7 @@ func authorize(identities []v1alpha1.Identity) func(context.Context, plugin.Node
 		if err != nil {
 			return err
 		}
+		node, _ = node.Assigned(nodes)
 		for _, name := range names {
 			for i, id := range identities {
 				if patterns[i].MatchString(name) && may(id.Namespaces, node.Namespace) && may(id.Clusters, node.Cluster) {

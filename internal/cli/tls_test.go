@@ -191,6 +191,38 @@ func TestServe_CertificateBindsNamespaceAndCluster(t *testing.T) {
 	}
 }
 
+// By its id, which no certificate binds, or its cluster a proxy may be assigned another namespace: its certificate must be good for that.
+func TestP2_AnAssignmentIsHeldToTheCertificate(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	a.server("server")
+	a.client("team-a", "spiffe://cluster.local/ns/team-a/sa/gateway")
+	tlsFiles := fmt.Sprintf("{ certFile: %s, keyFile: %s, clientCAFile: %s }", a.path("server.crt"), a.path("server.key"), a.path("ca.crt"))
+	_, config := serveFolder(t, "xds: { address: '127.0.0.1:0', tls: "+tlsFiles+", identities: [{ spiffe: 'spiffe://cluster.local/ns/team-a/*', namespaces: [team-a] }] }\n")
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Dir(config), filepath.Base(config), strings.Replace(string(text), "envoy: { directory: ./envoy }",
+		"envoy: { directory: ./envoy, default: edge.yaml, nodes: [{ cluster: legacy-a, namespace: team-a }, { cluster: legacy-b, namespace: team-b }] }", 1))
+	at := started(t, config)
+	for name, row := range map[string]struct {
+		namespace, cluster string
+		want               codes.Code
+	}{
+		"as it says":                              {"team-a", "edge", codes.OK},
+		"assigned what its certificate has":       {"", "legacy-a", codes.OK},
+		"assigned another's":                      {"team-a", "legacy-b", codes.PermissionDenied},
+		"says another's, and is assigned its own": {"team-b", "legacy-a", codes.OK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := ask(t, at.XDS, a.config("team-a"), row.namespace, row.cluster); got != row.want {
+				t.Errorf("want %v, got %v", row.want, got)
+			}
+		})
+	}
+}
+
 func TestServerTLS_FollowsItsFiles(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)
