@@ -3,6 +3,8 @@ package kube
 import (
 	"fmt"
 	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -70,6 +72,15 @@ func TestSecretsAreReadByNameAlone(t *testing.T) {
 			get++
 		case strings.HasPrefix(r, "GET /api/v1/namespaces/"+c.a+"/secrets?") && strings.Contains(r, "watch=true") && strings.Contains(r, "fieldSelector=metadata.name%3Dregcred&"):
 			watch++
+			// However a watch ends, or does not: within five minutes the Secret is asked for anew.
+			_, query, _ := strings.Cut(r, "?")
+			values, err := url.ParseQuery(query)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if seconds, err := strconv.Atoi(values.Get("timeoutSeconds")); err != nil || seconds < 240 || seconds > 300 {
+				t.Errorf("a watch of %q seconds, want 240 to 300", values.Get("timeoutSeconds"))
+			}
 		default:
 			t.Errorf("asked %s", r)
 		}
