@@ -1,6 +1,7 @@
 package istio_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
@@ -43,7 +44,7 @@ type file struct{ io.ReadSeeker }
 
 func (file) Close() error { return nil }
 
-func (w *world) OpenModule(token string) (io.ReadSeekCloser, serve.Module, error) {
+func (w *world) OpenModule(_ context.Context, token string) (io.ReadSeekCloser, serve.Module, error) {
 	if token != "secret" || w.gone.Load() {
 		return nil, serve.Module{}, serve.ErrGone
 	}
