@@ -2,8 +2,8 @@ package placement
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -65,18 +65,10 @@ func (e *events) start(ctx context.Context, owned *sync.WaitGroup) {
 // not told twice, by whichever replica, before or after a restart.
 func (e *events) tell(pod *corev1.Pod, kind, reason, note string) {
 	if len(note) > maxNote {
-		note = note[:maxNote-3] + "..."
-	}
-	uid := string(pod.UID)
-	if len(uid) > 8 {
-		uid = uid[:8]
-	}
-	name := pod.Name
-	if most := 180; len(name) > most {
-		name = name[:most]
+		note = strings.ToValidUTF8(note[:maxNote-3], "") + "..."
 	}
 	event := &eventsv1.Event{
-		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: fmt.Sprintf("%s.%s.%s", name, uid, lower(reason))},
+		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: eventName(pod, reason)},
 		EventTime:  metav1.NowMicro(), ReportingController: "stile.dev/placement", ReportingInstance: "stile",
 		Action: "LetGo", Reason: reason, Type: kind, Note: note,
 		Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion},
@@ -120,13 +112,9 @@ func (e *events) write(ctx context.Context) {
 	}
 }
 
-// lower makes a reason fit for a name.
-func lower(reason string) string {
-	b := []byte(reason)
-	for i, c := range b {
-		if c >= 'A' && c <= 'Z' {
-			b[i] = c + 'a' - 'A'
-		}
-	}
-	return string(b)
+// eventName is the same for the same pod and reason, and may be a name.
+func eventName(pod *corev1.Pod, reason string) string {
+	const most = 180
+	name := strings.TrimRight(pod.Name[:min(len(pod.Name), most)], "-.")
+	return name + "." + string(pod.UID)[:min(len(pod.UID), 8)] + "." + strings.ToLower(reason)
 }

@@ -9,8 +9,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 
+	"github.com/stileproject/stile/internal/access"
+	"github.com/stileproject/stile/internal/content"
 	"github.com/stileproject/stile/internal/kubetest"
 	"github.com/stileproject/stile/internal/oci/localregistry"
 	"github.com/stileproject/stile/internal/placement"
@@ -102,6 +105,58 @@ spec: {policyName: no-affinity, validationActions: [Deny]}
 	}
 }
 
+// TestP7_ANoisyNamespace asks a slow registry for 300 images of its own, and somebody
+// else's pod of the same registry goes at once.
+func TestP7_ANoisyNamespace(t *testing.T) {
+	t.Parallel()
+	w := public(t).run()
+	noisy, quiet := w.namespace(), w.namespace()
+	images := make([]string, 300)
+	for i := range images {
+		images[i], _ = w.image(fmt.Sprintf("noisy/app-%d", i), "v1", "linux/amd64", "linux/arm64")
+	}
+	image, _ := w.image("quiet/app", "v1", "linux/amd64", "linux/arm64")
+	w.registry.SetFaults(localregistry.Fault{Delay: 200 * time.Millisecond})
+	each(len(images), func(i int) { w.pod(noisy, fmt.Sprint("p-", i), images[i]) })
+	w.pod(quiet, "p", image)
+	begin := time.Now()
+	wantPod(t, w.went(quiet, "p"), placement.Placed, both)
+	took := time.Since(begin)
+	held := w.gated([]string{noisy})
+	t.Logf("let go after %v, while %d of the noisy namespace were held", took, held)
+	if held < 100 {
+		t.Error("the noisy namespace was done: nothing was shown")
+	}
+	w.registry.SetFaults()
+	kubetest.Eventually(t, func() string {
+		if n := w.gated([]string{noisy}); n > 0 {
+			return fmt.Sprintf("%d pods to be let go", n)
+		}
+		return ""
+	})
+}
+
+// forgetful are Contents whose store keeps nothing: its disk is full.
+type forgetful struct{ Contents }
+
+func (forgetful) KnownFacts(access.Proof) (content.Facts, bool) { return content.Facts{}, false }
+
+// TestFactsThatCannotBeKept are used all the same, and fetched once.
+func TestFactsThatCannotBeKept(t *testing.T) {
+	t.Parallel()
+	w := public(t).run(func(c *Config) { c.Contents = forgetful{c.Contents} })
+	ns := w.namespace()
+	image, _ := w.image("public/app", "v1", "linux/amd64", "linux/arm64")
+	w.pod(ns, "p", image)
+	wantPod(t, w.went(ns, "p"), placement.Placed, both)
+	if n := w.asked(func() {
+		w.pod(ns, "q", image)
+		wantPod(t, w.went(ns, "q"), placement.Placed, both)
+	}); n != 0 {
+		t.Errorf("%d requests", n)
+	}
+}
+
 // TestP7_PodsOfOneNamespaceDoNotHoldUpAnothers: a thousand that are to be patched are
 // taken in turn with everybody else's.
 func TestP7_PodsOfOneNamespaceDoNotHoldUpAnothers(t *testing.T) {
@@ -165,5 +220,18 @@ func TestItEndsAtOnce(t *testing.T) {
 	w.stop()
 	if took := time.Since(begin); took > time.Second {
 		t.Errorf("it took %v", took)
+	}
+}
+
+// TestEventsHaveNames that the API takes, whatever the pod is called.
+func TestEventsHaveNames(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"p", strings.Repeat("a", 253), strings.Repeat("a", 179) + "-" + strings.Repeat("b", 60), strings.Repeat("a", 178) + ".b." + strings.Repeat("c", 60)} {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, UID: "6cd2569d-635d-daa4"}}
+		for _, reason := range []string{ReasonWaiting, ReasonPatchRefused, string(placement.NotAllowed)} {
+			if faults := validation.IsDNS1123Subdomain(eventName(pod, reason)); len(faults) > 0 {
+				t.Errorf("%s: %v", eventName(pod, reason), faults)
+			}
+		}
 	}
 }

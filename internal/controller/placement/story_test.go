@@ -3,6 +3,7 @@ package placement
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -160,6 +161,53 @@ func TestP5_ClusterWideSecretChangedMidFlight(t *testing.T) {
 	w.seesSecret(shared, "everywhere")
 	w.pod(ns, "b", image)
 	wantPod(t, w.went(ns, "b"), placement.Placed, both)
+}
+
+// TestP5_OwnSecretGoneMidFlight: the same for a pod's own Secret that is deleted, or
+// edited, while the registry is thinking.
+func TestP5_OwnSecretGoneMidFlight(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).run()
+	for name, change := range map[string]func(ns string){
+		"deleted": func(ns string) {
+			must(t, w.client.CoreV1().Secrets(ns).Delete(t.Context(), "may", metav1.DeleteOptions{}))
+		},
+		"edited": func(ns string) { w.pullSecret(ns, "may", "nobody", w.user("nobody")) },
+	} {
+		ns := w.namespace()
+		repository := "team-a/" + name
+		image, _ := w.image(repository, "v1", "linux/amd64", "linux/arm64")
+		w.pullSecret(ns, "may", "alice-"+name, w.user("alice-"+name, repository))
+		w.registry.SetFaults(localregistry.Fault{Method: http.MethodHead, Hang: true})
+		w.pod(ns, "a", image, with("may"))
+		asking := func() (all []string) {
+			for _, e := range w.gate.List() {
+				if e.Image == image {
+					all = append(all, e.Credential.String())
+				}
+			}
+			return all
+		}
+		kubetest.Eventually(t, func() string {
+			if len(asking()) != 1 {
+				return "a question under way"
+			}
+			return ""
+		})
+		old := asking()[0]
+		change(ns)
+		kubetest.Eventually(t, func() string {
+			if slices.Contains(asking(), old) {
+				return "the question by the old credential to be dropped"
+			}
+			return ""
+		})
+		w.registry.SetFaults()
+		wantPod(t, w.went(ns, "a"), placement.NotAllowed, "")
+		if slices.Contains(asking(), old) {
+			t.Errorf("%s: the answer to the old question was kept", name)
+		}
+	}
 }
 
 // TestAsTheKubeletTries: two Secrets for one registry in turn, one that lacks passed over,
