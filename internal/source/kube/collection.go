@@ -3,7 +3,9 @@ package kube
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -40,6 +42,13 @@ type collection struct {
 func startCollection(ctx context.Context, client dynamic.Interface, k kind, log *slog.Logger, failures counter, changed func()) *collection {
 	ctx, stop := context.WithCancel(ctx)
 	c := &collection{kind: k, stop: stop}
+	say := func(err error) {
+		failures.Inc()
+		if fault := describe(err); c.failed(fault) {
+			log.Warn("resources cannot be watched; what was known stays", "resource", k.resource.GroupResource().String(), "fault", fault)
+			changed()
+		}
+	}
 	namespaces := k.namespaces
 	if len(namespaces) == 0 {
 		namespaces = []string{metav1.NamespaceAll}
@@ -47,20 +56,14 @@ func startCollection(ctx context.Context, client dynamic.Interface, k kind, log 
 	for _, namespace := range namespaces {
 		objects := client.Resource(k.resource).Namespace(namespace)
 		informer := cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (l runtime.Object, err error) {
 				o.LabelSelector = k.labels
-				l, err := objects.List(ctx, o)
-				if err == nil {
-					c.failed("")
-				}
+				err = c.reach(ctx, say, func() (err error) { l, err = objects.List(ctx, o); return err })
 				return l, err
 			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (w watch.Interface, err error) {
 				o.LabelSelector = k.labels
-				w, err := objects.Watch(ctx, o)
-				if err == nil {
-					c.failed("")
-				}
+				err = c.reach(ctx, say, func() (err error) { w, err = objects.Watch(ctx, o); return err })
 				return w, err
 			},
 		}, client), &unstructured.Unstructured{}, 0, cache.Indexers{})
@@ -73,13 +76,7 @@ func startCollection(ctx context.Context, client dynamic.Interface, k kind, log 
 			old, _, _ := informer.GetStore().GetByKey(cache.ObjectName{Namespace: u.GetNamespace(), Name: u.GetName()}.String())
 			return k.read(u, old), nil
 		})
-		_ = informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
-			failures.Inc()
-			if fault := describe(err); c.failed(fault) {
-				log.Warn("resources cannot be watched; what was known stays", "resource", k.resource.GroupResource().String(), "fault", fault)
-				changed()
-			}
-		})
+		_ = informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) { say(err) })
 		_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc: func(any) { changed() },
 			UpdateFunc: func(old, now any) {
@@ -100,6 +97,28 @@ func startCollection(ctx context.Context, client dynamic.Interface, k kind, log 
 		})
 	}
 	return c
+}
+
+// reach tries until the API server answers, whatever it says. A reflector that cannot reach it would wait where nothing
+// can interrupt it, and tell nobody.
+func (c *collection) reach(ctx context.Context, say func(error), try func() error) error {
+	for delay := retryFirst; ; delay = min(2*delay, retryMost) {
+		err := try()
+		if err == nil {
+			c.failed("")
+		}
+		if err == nil || ctx.Err() != nil || answered(err) {
+			return err
+		}
+		say(err)
+		t := time.NewTimer(delay*9/10 + rand.N(delay/5)) //nolint:gosec // it spreads load
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		}
+	}
 }
 
 // failed takes why the objects cannot be read and reports whether that is new.

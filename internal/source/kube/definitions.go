@@ -43,6 +43,7 @@ const (
 // presence is what is known of a definition.
 type presence struct {
 	state      int
+	fault      string // why the API server has not answered
 	version    string // that is served
 	generation int64  // of the definition; 0 where it may not be read
 	missing    []string
@@ -73,6 +74,8 @@ func (s *Source) followDefinitions(ctx context.Context, running *sync.WaitGroup)
 			failed: func(err error) {
 				if refused(err) {
 					s.setPresence(name, s.discover(ctx, name))
+				} else {
+					s.setPresence(name, presence{state: unknown, fault: describe(err)})
 				}
 			},
 		}
@@ -84,7 +87,13 @@ func (s *Source) setPresence(name string, p presence) {
 	s.mu.Lock()
 	known := s.crds[name]
 	same := known.state == p.state && known.version == p.version && known.generation == p.generation && slices.Equal(known.missing, p.missing)
-	if p.state != unknown && !same {
+	switch {
+	case p.state == unknown && known.state == unknown:
+		same = p.fault == known.fault
+		s.crds[name] = p
+	case p.state == unknown: // what was known stays
+		same = true
+	default:
 		s.crds[name] = p
 	}
 	s.mu.Unlock()

@@ -40,3 +40,9 @@ func describe(err error) string {
 // refused reports whether err says that the API server knows us and does not let us: that will not change by asking at
 // another time, but by somebody giving the right. One that does not know us (401) says nothing of what is asked for.
 func refused(err error) bool { return apierrors.IsForbidden(err) }
+
+// answered reports whether the API server said err, and not merely that it is busy.
+func answered(err error) bool {
+	var status apierrors.APIStatus
+	return errors.As(err, &status) && !apierrors.IsTooManyRequests(err)
+}

@@ -258,6 +258,9 @@ func (s *Source) turn(ctx context.Context, now time.Time) {
 	}
 
 	var absent []string
+	if plugin.is(unknown) && plugin.fault != "" {
+		absent = append(absent, "the definition of WasmPlugin cannot be read: "+plugin.fault+": it is tried again")
+	}
 	absent = append(absent, plugin.missing...)
 	absent = append(absent, gateway.missing...)
 	for _, c := range []*collection{s.plugins, s.gateways, s.configs} {
@@ -266,7 +269,11 @@ func (s *Source) turn(ctx context.Context, now time.Time) {
 			if len(c.kind.namespaces) > 0 {
 				where = " in " + strings.Join(c.kind.namespaces, ", ")
 			}
-			absent = append(absent, fmt.Sprintf("%s%s cannot be read: %s: allow stile's ServiceAccount list and watch on them", c.kind.name, where, fault))
+			remedy := "it is tried again"
+			if strings.HasPrefix(fault, "forbidden") {
+				remedy = "allow stile's ServiceAccount list and watch on them"
+			}
+			absent = append(absent, fmt.Sprintf("%s%s cannot be read: %s: %s", c.kind.name, where, fault, remedy))
 		}
 	}
 	s.mu.Lock()

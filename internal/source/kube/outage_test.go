@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stileproject/stile/api/crd"
+	"github.com/stileproject/stile/internal/canary"
 	"github.com/stileproject/stile/internal/kubetest"
 	"github.com/stileproject/stile/internal/source"
 )
@@ -121,6 +123,49 @@ func TestP8_APIServerRestarts(t *testing.T) {
 	t.Logf("seen %v after the API server was ready again", took)
 	if len(c.last.EnvoyFiles) != 1 || len(c.last.UnreadableSecrets) != 0 {
 		t.Errorf("%+v", *c.last)
+	}
+
+	// An outage is said, and keeps nobody from ending.
+	c.server.Down(t)
+	kubetest.Eventually(t, func() string {
+		if !strings.Contains(c.canary.Logged(), `"fault":"the API server cannot be reached: connection refused"`) {
+			return "word of the outage in the log"
+		}
+		return ""
+	})
+	begin := time.Now()
+	c.stop()
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("it ended %v after it was asked to", took)
+	}
+}
+
+// Without an API server there is word of it, no World, and an end when it is asked for.
+func TestNoAPIServerAtAll(t *testing.T) {
+	t.Parallel()
+	w := canary.Watch(t)
+	config := kubetestConfig()
+	config.BearerToken = w.Credential()
+	s, err := New(Config{REST: config, Namespace: "stile-system", Log: w.Log()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- s.Run(ctx) }()
+	kubetest.Eventually(t, func() string {
+		if got := strings.Join(s.Missing(), "\n"); strings.Count(got, "connection refused: it is tried again") != 2 {
+			return "word of definitions and ConfigMaps that cannot be read: " + got
+		}
+		return ""
+	})
+	if len(s.Worlds()) > 0 || s.Synced() {
+		t.Error("a World out of nothing")
+	}
+	begin := time.Now()
+	cancel()
+	if err := <-ended; err != nil || time.Since(begin) > time.Second {
+		t.Errorf("it ended %v after it was asked to: %v", time.Since(begin), err)
 	}
 }
 
