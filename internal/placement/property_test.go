@@ -32,6 +32,23 @@ func judge(pod *corev1.Pod, images []placement.Image, s placement.Settings) (bro
 		say("message of %d bytes: %q", len(d.Message), d.Message)
 	}
 
+	// Who writes into what came out writes into nothing that was given.
+	scribbled := placement.Decide(pod, images, s)
+	if scribbled.Required != nil {
+		for _, t := range scribbled.Required.NodeSelectorTerms {
+			scribble(t)
+		}
+	}
+	for _, t := range scribbled.Preferred {
+		scribble(t.Preference)
+	}
+	for i := range scribbled.Platforms {
+		scribbled.Platforms[i].OS = "scribbled"
+	}
+	if !cmp.Equal(before, pod) || fmt.Sprint(images) != imagesBefore {
+		say("the decision shares memory with the arguments")
+	}
+
 	// Where the pod may go.
 	unknown := slices.ContainsFunc(images, func(i placement.Image) bool { return i.Unknown })
 	for _, n := range placementtest.Nodes() {
@@ -88,6 +105,18 @@ func judge(pod *corev1.Pod, images []placement.Image, s placement.Settings) (bro
 		say("the patch makes something else of it than Apply: %v\n%s", err, cmp.Diff(jsonOf(next), got))
 	}
 	return broken
+}
+
+// scribble writes over a term.
+func scribble(t corev1.NodeSelectorTerm) {
+	for _, list := range [][]corev1.NodeSelectorRequirement{t.MatchExpressions, t.MatchFields} {
+		for i := range list {
+			list[i].Key = "scribbled"
+			for k := range list[i].Values {
+				list[i].Values[k] = "scribbled"
+			}
+		}
+	}
 }
 
 // widestPossible reports whether the node could have been kept: there were no terms, so
