@@ -171,7 +171,7 @@ func (f *followed) ask(ctx context.Context) (w watch.Interface, watchErr, err er
 		return nil, nil, ctx.Err()
 	}
 	seconds := int64((renewAtLeast + rand.N(renewAtMost-renewAtLeast)) / time.Second) //nolint:gosec // it spreads load
-	begun, giveUp := context.WithCancel(ctx)                                          // not a time-out: the watch goes on
+	begun, giveUp := context.WithCancel(ctx)                                          // ends with ctx: the watch goes on
 	late := time.AfterFunc(askTimeout, giveUp)
 	w, watchErr = f.watch(begun, metav1.ListOptions{
 		FieldSelector:  fields.OneTermEqualSelector(metav1.ObjectNameField, f.name).String(),
@@ -193,7 +193,7 @@ func (f *followed) ask(ctx context.Context) (w watch.Interface, watchErr, err er
 		f.version = 0 // whatever was seen before: this is how it is
 		f.take(o)
 	}
-	return w, watchErr, err //nolint:govet // giveUp ends with ctx, which the caller ends
+	return w, watchErr, err
 }
 
 // take passes on an object unless a newer one was seen.

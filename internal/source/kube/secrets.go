@@ -44,7 +44,7 @@ type Secrets struct {
 	kept   time.Duration // keptWhileRefused
 
 	mu       sync.Mutex
-	ctx      context.Context // of Run; nil before
+	ctx      context.Context // of Run; nil before and after
 	running  sync.WaitGroup
 	wants    map[string]map[source.Key]bool // by user
 	held     map[source.Key]*held
@@ -101,7 +101,8 @@ func (s *Secrets) Run(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	<-ctx.Done()
-	s.mu.Lock() // nothing is started after this
+	s.mu.Lock()
+	s.ctx = nil // nothing is started after this
 	s.mu.Unlock()
 	s.running.Wait()
 	return nil
@@ -177,7 +178,7 @@ func (s *Secrets) since(key source.Key) time.Time {
 
 // start follows a Secret if Run has begun. s.mu is held.
 func (s *Secrets) start(key source.Key, h *held) {
-	if s.ctx == nil || s.ctx.Err() != nil {
+	if s.ctx == nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
