@@ -13,6 +13,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -298,6 +299,31 @@ func TestServer_APeerThatDoesNotReadCostsOneResponse(t *testing.T) { //nolint:pa
 			t.Errorf("the heap has grown by %d MiB for 12 changes that eight proxies do not read", grown>>20)
 		}
 		runtime.KeepAlive(streams)
+	})
+}
+
+// A connection without a stream costs a descriptor and no longer than some minutes; one with a quiet stream lives on.
+func TestServer_IdleConnectionsAreEnded(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.publish(lds(t, "l", "1"))
+		idle, quietly := b.dial(), b.dial()
+		idle.Connect()
+		c := xdstest.OpenADS(t, quietly, gateway)
+		c.Ask(xds.ListenerType)
+		c.Ack(c.Next())
+		synctest.Wait()
+		if idle.GetState() != connectivity.Ready {
+			t.Fatalf("not connected: %v", idle.GetState())
+		}
+		<-time.After(10 * time.Minute)
+		if idle.GetState() == connectivity.Ready {
+			t.Error("a connection that nobody uses is kept")
+		}
+		if quietly.GetState() != connectivity.Ready {
+			t.Error("a quiet proxy was cut off")
+		}
+		b.publish(lds(t, "l", "2"))
+		wantContents(t, c.Next(), "l 2")
 	})
 }
 

@@ -89,6 +89,8 @@ const (
 	// streamsPerConnection is more than a proxy opens: ADS, or one stream for each type.
 	streamsPerConnection = 16
 	bufferSize           = 4 << 10
+	// maxIdle ends connections without a stream: a proxy keeps one open, and others only a descriptor.
+	maxIdle = 5 * time.Minute
 	// maxAge lets proxies spread over replicas; grpc adds a jitter of a tenth. It is long since a
 	// proxy that speaks the state of the world is sent its modules anew whenever it connects: there
 	// is no other way to be sure that it has them. One that speaks delta is not.
@@ -111,6 +113,7 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time:                  time.Minute,
 			Timeout:               20 * time.Second,
+			MaxConnectionIdle:     maxIdle,
 			MaxConnectionAge:      maxAge,
 			MaxConnectionAgeGrace: 10 * time.Second,
 		}),
