@@ -27,6 +27,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/stileproject/stile/internal/canary"
 	"github.com/stileproject/stile/internal/kubetest"
 )
 
@@ -170,6 +171,45 @@ func TestJudge(t *testing.T) {
 				t.Errorf("warnings %q, want %d", response.Warnings, test.warns)
 			}
 		})
+	}
+}
+
+// What a tenant writes into a plugin may be a credential: nothing that is said of it repeats it.
+func TestP3_ARefusalRepeatsNothingOfThePlugin(t *testing.T) {
+	t.Parallel()
+	w := canary.Watch(t)
+	secret := w.Credential()
+	quoted, err := json.Marshal(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner := strings.Trim(string(quoted), `"`)
+	said := 0
+	for _, spec := range []string{
+		`"url":"https://user:%s@h.example/a.wasm"`, `"url":"https://h.example/?token=%s"`, `"url":"oci://user:%s@r.example/a"`, `"url":"oci://r.example/a@%s"`, `"url":"oci://r.example/a:v1?token=%s"`,
+		`"url":"oci://r.example/a","sha256":"%s"`, `"url":"oci://r.example/a","verificationKey":"%s"`, `"url":"oci://r.example/a","imagePullSecret":"%s"`,
+		`"url":"oci://r.example/a","vmConfig":{"env":[{"name":"A","valueFrom":"HOST","value":"%[1]s"},{"name":"%[1]s"},{"name":"B","value":"%[1]s","valueFrom":"%[1]s"}]}`,
+		`"url":"oci://r.example/a","pluginConfig":{"a":"%s","b":1e999}`, `"url":"oci://r.example/a","phase":"%s"`, `"url":7,"pluginConfig":"%s"`, `"url":"oci://r.example/a","priority":"%s"`,
+		`"url":"oci://r.example/a","targetRef":{"kind":"%[1]s","name":"%[1]s"}`, `"url":"oci://r.example/a","match":[{"mode":"%s"}]`,
+	} {
+		object := `{"metadata":{"name":"p"},"spec":{` + strings.NewReplacer("%[1]s", inner, "%s", inner).Replace(spec) + `}}`
+		request := &admissionv1.AdmissionRequest{UID: "u", Operation: admissionv1.Create, Namespace: "team-a", Name: "p",
+			Kind: metav1.GroupVersionKind{Group: "extensions.istio.io", Version: "v1alpha1", Kind: "WasmPlugin"}}
+		request.Object.Raw = []byte(object)
+		response := PluginRules{HostEnv: []string{}}.judge(request)
+		if response.Allowed {
+			t.Logf("taken: %s", spec)
+		} else {
+			said++
+		}
+		body, err := json.Marshal(response)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Add(spec, body)
+	}
+	if said < 10 {
+		t.Errorf("only %d refusals were looked at", said)
 	}
 }
 
@@ -361,7 +401,7 @@ func TestACertificateIsReplacedAndNoCallFails(t *testing.T) {
 			return "the next certificate in use"
 		}
 		for _, r := range replicas {
-			if c := r.trust.(*own).serving.Load(); string(encode("CERTIFICATE", c.Certificate[0])) != string(staged[nextCert])[:len(encode("CERTIFICATE", c.Certificate[0]))] {
+			if c := r.trust.(*own).serving.Load(); string(encode("CERTIFICATE", c.Certificate[0])) != string(staged[nextCert]) {
 				return "the next certificate served by both"
 			}
 		}

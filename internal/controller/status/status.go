@@ -70,6 +70,7 @@ const (
 	writeTimeout = 10 * time.Second       // of one request
 	firstRetry   = 200 * time.Millisecond
 	lastRetry    = 30 * time.Second
+	refusedRetry = 5 * time.Minute // of what a schema refuses, which only its author can change
 )
 
 var resource = schema.GroupVersionResource{Group: v1alpha1.Group, Version: v1alpha1.Version, Resource: "wasmplugins"}

@@ -177,6 +177,19 @@ func TestItsRightsAreForStatusAlone(t *testing.T) {
 	}
 }
 
+func TestPluginsOfAllNamespacesAreWrittenWhereNoneIsNamed(t *testing.T) {
+	t.Parallel()
+	a, b := newWorld(t, kubetest.API(t)), newWorld(t, kubetest.API(t))
+	a.plugin("auth")
+	b.plugin("auth")
+	cfg := a.config()
+	cfg.REST, cfg.Namespaces = a.Config, nil
+	a.run(cfg)
+	a.engine.say(programmed(a.namespace, "auth", 1), unauthorized(b.namespace, "auth", 1))
+	a.sees("auth", "Programmed=True/Programmed")
+	b.sees("auth", "ResolvedRefs=False/Unauthorized")
+}
+
 // lead is who leads, as a test says.
 type lead struct {
 	on      atomic.Bool
@@ -408,6 +421,30 @@ func TestAStatusThatIsNotKeptIsNotWrittenForEver(t *testing.T) {
 	}
 	if !strings.Contains(w.canary.Logged(), "keeps another status than was written") {
 		t.Error("nobody was told")
+	}
+
+	// A schema that takes no status at all is asked seldom.
+	s.Kubectl(t, "patch", "crd", "wasmplugins.extensions.istio.io", "--type=json", "--patch", `[{"op":"remove","path":"/spec/versions/0/subresources"}]`)
+	generation, writes := int64(1), 0
+	kubetest.Eventually(t, func() string { // until the API server goes by the new schema
+		w.Kubectl(t, "patch", "wasmplugin", "next", "--namespace", w.namespace, "--type=merge", "--patch", fmt.Sprintf(`{"spec":{"priority":%d}}`, generation))
+		generation = w.get("next").Generation
+		writes = w.network.requests("PATCH status")
+		w.engine.say(unauthorized(w.namespace, "next", generation))
+		kubetest.Eventually(t, func() string {
+			if w.network.requests("PATCH status") == writes {
+				return "a write"
+			}
+			return ""
+		})
+		if !strings.Contains(w.canary.Logged(), "takes no status of stile") {
+			return "a refusal"
+		}
+		return ""
+	})
+	w.engine.poke()
+	if n := w.network.requests("PATCH status"); n > writes+1 {
+		t.Errorf("%d writes of what is refused", n-writes)
 	}
 }
 

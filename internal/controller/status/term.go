@@ -2,6 +2,7 @@ package status
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -171,9 +172,17 @@ func (t *term) settle(ctx context.Context, k key, p *progress, have object, want
 			}
 			continue
 		case err != nil:
+			if apierrors.IsNotFound(err) {
+				// It is gone, or its schema has no status: the API server says the same.
+				if u, there := plugins.Get(ctx, k.name, metav1.GetOptions{}); there == nil && u.GetUID() == have.UID {
+					err = errNoStatus
+				}
+			}
 			cancel()
-			if apierrors.IsInvalid(err) {
-				p.notKept(want, have) // it would be refused for ever
+			if apierrors.IsInvalid(err) || errors.Is(err, errNoStatus) {
+				t.metrics.writes.WithLabelValues(resultFailed).Inc()
+				t.log.Warn("the cluster's WasmPlugin CRD takes no status of stile: compare it with stile's", "plugin", k.String(), "again in", refusedRetry, "error", err)
+				return refusedRetry, nil
 			}
 			return 0, t.unlessGone(k, err)
 		}
@@ -193,6 +202,8 @@ func (t *term) settle(ctx context.Context, k key, p *progress, have object, want
 
 // fieldManager is how stile is called in managedFields.
 const fieldManager = "stile"
+
+var errNoStatus = errors.New("write a status: the WasmPlugin CRD has no status subresource: add it, as stile's has")
 
 // unlessGone takes a deleted plugin for what it is.
 func (t *term) unlessGone(k key, err error) error {
