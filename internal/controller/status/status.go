@@ -70,6 +70,7 @@ const (
 	writeTimeout = 10 * time.Second       // of one request
 	firstRetry   = 200 * time.Millisecond
 	lastRetry    = 30 * time.Second
+	reachRetry   = 5 * time.Second // of an API server that is not there; once it is back, all that waits is looked at
 	refusedRetry = 5 * time.Minute // of what a schema refuses, which only its author can change
 )
 

@@ -320,7 +320,7 @@ func TestAnAPIServerThatGoesAndComesBackIsWrittenTo(t *testing.T) {
 	s := kubetest.Start(t, kubetest.Options{})
 	w := newWorld(t, s)
 	w.plugin("auth")
-	w.run(w.config())
+	_, stop := w.run(w.config())
 	w.engine.say(pending(w.namespace, "auth", 1))
 	w.sees("auth", "Programmed=Unknown/Pending")
 	s.Down(t)
@@ -339,6 +339,21 @@ func TestAnAPIServerThatGoesAndComesBackIsWrittenTo(t *testing.T) {
 		}
 		return ""
 	})
+
+	// Without an API server, it ends when it is asked to.
+	s.Down(t)
+	w.engine.say(unauthorized(w.namespace, "auth", 1))
+	kubetest.Eventually(t, func() string {
+		if strings.Count(w.canary.Logged(), "status cannot be written") < 2 {
+			return "another write that fails"
+		}
+		return ""
+	})
+	begin := time.Now()
+	stop()
+	if took := time.Since(begin); took > lastWords+time.Second {
+		t.Errorf("it ended %v after it was asked to", took)
+	}
 }
 
 // A write that hangs, as behind a slow webhook of somebody else, holds back its own plugin.

@@ -12,7 +12,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
-	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 )
@@ -39,52 +38,6 @@ type progress struct {
 	// What the API server did not keep as it was written, and what it has instead: writing
 	// it again would be for ever.
 	sent, got report
-}
-
-// watch follows the stored plugins: what somebody else makes of a status is seen, too.
-func (t *term) watch(ctx context.Context, all *sync.WaitGroup) {
-	namespaces := t.cfg.Namespaces
-	if len(namespaces) == 0 {
-		namespaces = []string{metav1.NamespaceAll}
-	}
-	enqueue := func(o any) {
-		if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
-			o = gone.Obj
-		}
-		if u, ok := o.(*unstructured.Unstructured); ok {
-			t.queue.Add(key{u.GetNamespace(), u.GetName()})
-		}
-	}
-	for _, namespace := range namespaces {
-		informer := dynamicinformer.NewFilteredDynamicInformer(t.client, resource, namespace, 0, cache.Indexers{}, nil).Informer()
-		// The errors of these are that the informer runs already.
-		_ = informer.SetTransform(slim)
-		_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: enqueue, DeleteFunc: enqueue, UpdateFunc: func(_, o any) { enqueue(o) }})
-		t.stores = append(t.stores, informer.GetIndexer())
-		all.Go(func() { informer.RunWithContext(ctx) })
-	}
-}
-
-// slim keeps what a status takes, and drops the rest: a spec may be large.
-func slim(o any) (any, error) {
-	u, ok := o.(*unstructured.Unstructured)
-	if !ok {
-		return o, nil
-	}
-	metadata, _ := u.Object["metadata"].(map[string]any)
-	kept := map[string]any{}
-	for _, field := range []string{"namespace", "name", "uid", "resourceVersion", "generation"} {
-		if v, ok := metadata[field]; ok {
-			kept[field] = v
-		}
-	}
-	slim := &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": u.Object["apiVersion"], "kind": u.Object["kind"], "metadata": kept}}
-	if status, ok := u.Object["status"]; ok {
-		slim.Object["status"] = status
-	}
-	return slim, nil
 }
 
 func (t *term) work(ctx context.Context) {
