@@ -11,9 +11,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -46,7 +44,6 @@ type kubernetesPart struct {
 	name      string // of this replica
 
 	source   *kube.Source
-	secrets  *kube.Secrets // for pods
 	lease    *lease.Lease
 	replicas *replicas.Replicas
 	status   *status.Writer
@@ -227,13 +224,8 @@ func (s *service) openPlacement() (err error) {
 	if !c.Enabled {
 		return nil
 	}
-	client, err := kubernetes.NewForConfig(p.api)
-	if err != nil {
-		return fail(Usage, fmt.Errorf("resources.kubernetes: %w", err), "")
-	}
-	p.secrets = kube.NewSecrets(client, s.log)
 	p.pods, err = pods.New(pods.Config{
-		REST: p.api, Gate: s.gate, Contents: s.contents, Registries: s.client, Secrets: p.secrets,
+		REST: p.api, Gate: s.gate, Contents: s.contents, Registries: s.client, Secrets: p.source.Secrets(),
 		Fingerprints: s.root.Key(secret.ForFingerprints), Namespace: p.namespace,
 		PullSecret: source.Key{Namespace: c.PullSecret.Namespace, Name: c.PullSecret.Name},
 		Settings:   placement.Settings{Preferred: c.Preferred, Fallback: c.FallbackArchitecture},
@@ -256,12 +248,7 @@ func (s *service) runKubernetes(room func(string, func(context.Context) error)) 
 		room("webhook", p.webhooks.Run)
 	}
 	if p.pods != nil {
-		room("pods", func(ctx context.Context) error {
-			group, ctx := errgroup.WithContext(ctx)
-			group.Go(func() error { return p.secrets.Run(ctx) })
-			group.Go(func() error { return p.pods.Run(ctx) })
-			return group.Wait()
-		})
+		room("pods", p.pods.Run)
 	}
 }
 
