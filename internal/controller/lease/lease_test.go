@@ -79,6 +79,7 @@ func leads(t *testing.T, c *candidate) time.Duration {
 
 // never fails the test if both lead at once, as long as the test runs.
 func never(t *testing.T, a, b *candidate) {
+	t.Helper()
 	stop, watching := make(chan struct{}), sync.WaitGroup{}
 	var both atomic.Bool
 	watching.Go(func() {

@@ -39,7 +39,7 @@ func TestWhatHasBecomeOfAPluginIsToldOnce(t *testing.T) {
 	w := newWorld(t, kubetest.API(t))
 	w.plugin("auth")
 	p := w.get("auth")
-	_, stop := w.run(w.config())
+	stop := w.run(w.config())
 	w.engine.say(pending(w.namespace, "auth", 1)) // nothing has happened yet
 	w.sees("auth", "Programmed=Unknown/Pending")
 	w.engine.say(programmed(w.namespace, "auth", 1))

@@ -66,7 +66,7 @@ func TestThePluginSaysWhatHasBecomeOfIt(t *testing.T) {
 	if columns := w.Kubectl(t, "get", "wasmplugins", "auth", "--namespace", w.namespace); !strings.Contains(columns, "Resolved") || !strings.Contains(columns, "Programmed") {
 		t.Errorf("columns:\n%s", columns)
 	}
-	if n := w.network.requests("PATCH status"); n != 2 || written(registry, t, "stile_status_writes_total", resultWritten) != 2 {
+	if n := w.network.requests("PATCH status"); n != 2 || written(t, registry, "stile_status_writes_total", resultWritten) != 2 {
 		t.Errorf("%d writes for two changes", n)
 	}
 
@@ -118,7 +118,7 @@ func TestOthersEntriesAreKeptAlsoWhenTheyAreWrittenAtTheSameMoment(t *testing.T)
 	if first["type"] != "example.com/Reviewed" || first["message"] != "by a person" || first["lastTransitionTime"] != "2026-01-02T03:04:05Z" {
 		t.Errorf("another's condition is gone or changed: %v", status["conditions"])
 	}
-	if n := written(registry, t, "stile_status_writes_total", resultConflict); n != 1 {
+	if n := written(t, registry, "stile_status_writes_total", resultConflict); n != 1 {
 		t.Errorf("%v conflicts", n)
 	}
 
@@ -143,14 +143,14 @@ func TestAPluginThatIsDeletedMeanwhileIsNoError(t *testing.T) {
 	w.run(cfg)
 	w.engine.say(programmed(w.namespace, "auth", 1))
 	kubetest.Eventually(t, func() string {
-		if written(registry, t, "stile_status_writes_total", resultGone) != 1 {
+		if written(t, registry, "stile_status_writes_total", resultGone) != 1 {
 			return "a write that found nothing"
 		}
 		return ""
 	})
 	w.engine.say(programmed(w.namespace, "next", 1))
 	w.sees("next", "Programmed=True/Programmed")
-	if n := written(registry, t, "stile_status_writes_total", resultFailed); n != 0 {
+	if n := written(t, registry, "stile_status_writes_total", resultFailed); n != 0 {
 		t.Errorf("%v writes failed", n)
 	}
 
@@ -286,7 +286,7 @@ func TestTheTimeOfATransitionIsThatOfTheTransition(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, kubetest.API(t))
 	w.plugin("auth")
-	_, stop := w.run(w.config())
+	stop := w.run(w.config())
 	begin := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	at := func(s engine.PluginStatus, when time.Time) engine.PluginStatus {
 		for i := range s.Conditions {
@@ -320,7 +320,7 @@ func TestAnAPIServerThatGoesAndComesBackIsWrittenTo(t *testing.T) {
 	s := kubetest.Start(t, kubetest.Options{})
 	w := newWorld(t, s)
 	w.plugin("auth")
-	_, stop := w.run(w.config())
+	stop := w.run(w.config())
 	w.engine.say(pending(w.namespace, "auth", 1))
 	w.sees("auth", "Programmed=Unknown/Pending")
 	s.Down(t)
@@ -391,7 +391,7 @@ func TestASchemaThatPrunesConditionsIsWrittenToOnce(t *testing.T) {
 	w := newWorld(t, s)
 	w.plugin("auth")
 	w.plugin("next")
-	_, stop := w.run(w.config())
+	stop := w.run(w.config())
 	w.engine.say(programmed(w.namespace, "auth", 1))
 	p := w.sees("auth", "Programmed=True/Programmed")
 	if p.Status.Conditions[0].ObservedGeneration != 0 || p.Status.Digest != aDigest {

@@ -191,7 +191,7 @@ func (w *world) config() Config {
 }
 
 // run runs a writer until the test ends or stop is called.
-func (w *world) run(cfg Config) (writer *Writer, stop func()) {
+func (w *world) run(cfg Config) (stop func()) {
 	w.t.Helper()
 	writer, err := New(cfg)
 	if err != nil {
@@ -207,7 +207,7 @@ func (w *world) run(cfg Config) (writer *Writer, stop func()) {
 		}
 	})
 	w.t.Cleanup(stop)
-	return writer, stop
+	return stop
 }
 
 // plugin makes a WasmPlugin.
@@ -277,7 +277,7 @@ func (w *world) events(name string) []events.Event {
 	return all
 }
 
-func written(r *prometheus.Registry, t *testing.T, metric, result string) float64 {
+func written(t *testing.T, r *prometheus.Registry, metric, result string) float64 {
 	t.Helper()
 	families, err := r.Gather()
 	if err != nil {
