@@ -17,8 +17,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -329,16 +329,23 @@ func BenchmarkHandler(b *testing.B) {
 	body := reviewOf(b, "team-a", large(b))
 	b.SetBytes(int64(len(body)))
 	b.ReportAllocs()
-	var took []time.Duration
+	begin := processorTime(b)
 	for b.Loop() {
-		begin := time.Now()
 		if code, _ := ask(h, body); code != http.StatusOK {
 			b.Fatal(code)
 		}
-		took = append(took, time.Since(begin))
 	}
-	slices.Sort(took)
-	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
+	b.ReportMetric(float64((processorTime(b)-begin).Nanoseconds())/float64(b.N), "cpu-ns/op")
+}
+
+// processorTime is what this process has used: what else runs on the machine is not in it.
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
 // large is a pod as people have them.
