@@ -231,8 +231,8 @@ func (x *explainer) image(ctx context.Context, pod *corev1.Pod, pull placement.P
 		return shown, placement.Image{Name: shown.Image, NoConstraint: true}, nil
 	}
 	unknown := placement.Image{Name: shown.Image, Unknown: true}
-	ref, err := oci.ParseReference(pull.Image)
-	if err != nil {
+	ref, malformed := oci.ParseReference(pull.Image)
+	if malformed != nil {
 		shown.State, shown.Reason, shown.Message = notAsked, string(access.Invalid), "its name cannot be read"
 		return shown, unknown, nil
 	}

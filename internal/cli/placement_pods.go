@@ -59,11 +59,11 @@ func (a *app) readPods(ctx context.Context, verb string, paths []string) (*podDo
 			return nil, fail(Usage, fmt.Errorf("%s: %w", verb, err), "name a file or folder that exists")
 		}
 		for _, name := range files {
-			if clean := filepath.Clean(name); seen[clean] {
+			clean := filepath.Clean(name)
+			if seen[clean] {
 				continue
-			} else {
-				seen[clean] = true
 			}
+			seen[clean] = true
 			data, err := file.Read(name)
 			if err != nil {
 				return nil, fail(Failed, fmt.Errorf("%s: %w", verb, err), "")

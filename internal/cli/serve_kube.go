@@ -80,7 +80,7 @@ func (s *service) reachKubernetes() error {
 func kubernetesAPI(k *v1alpha1.KubernetesConfig) (api *rest.Config, namespace string, err error) {
 	if k.Kubeconfig == "" && k.Context == "" {
 		if api, err = rest.InClusterConfig(); err == nil {
-			text, _ := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace") //nolint:errcheck // not there: the configuration says
+			text, _ := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace") // not there: the configuration says
 			return tuned(api), strings.TrimSpace(string(text)), nil
 		}
 	}

@@ -221,6 +221,6 @@ func (s *Server) startScheduler() error {
 		return err
 	}
 	// Without health and metrics, there is no port that could be taken.
-	s.scheduler = exec.Command(program, "--kubeconfig="+kubeconfig, "--leader-elect=false", "--secure-port=0") //nolint:noctx // it ends with the tests
+	s.scheduler = exec.Command(program, "--kubeconfig="+kubeconfig, "--leader-elect=false", "--secure-port=0")
 	return s.scheduler.Start()
 }

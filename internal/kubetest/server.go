@@ -126,13 +126,13 @@ func (s *Server) wrap(program string) (string, error) {
 	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("%s does not hold %s: %w", assetsVariable, program, err)
 	}
-	setpriv, err := exec.LookPath("setpriv")
-	if err != nil {
+	setpriv, absent := exec.LookPath("setpriv")
+	if absent != nil {
 		return path, nil // not Linux
 	}
 	script := filepath.Join(s.folder, program)
 	text := fmt.Sprintf("#!/bin/sh\necho $$ > %q\nexec %q --pdeathsig KILL %q \"$@\"\n", script+".pid", setpriv, path)
-	return script, os.WriteFile(script, []byte(text), 0o700) //nolint:gosec // it is to be run
+	return script, os.WriteFile(script, []byte(text), 0o700)
 }
 
 func (s *Server) stop() error {

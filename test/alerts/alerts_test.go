@@ -99,7 +99,9 @@ func TestDashboardAsksForMetricsThatThereAre(t *testing.T) {
 			Title, Type string
 			Targets     []struct{ Expr string }
 		}
-		Templating struct{ List []struct{ Name, Query string } }
+		Templating struct {
+			List []struct{ Name, Query string }
+		}
 	}
 	if err := json.Unmarshal([]byte(read(t, chart, "dashboards", "stile.json")), &dashboard); err != nil {
 		t.Fatal(err)

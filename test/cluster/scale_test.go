@@ -19,7 +19,7 @@ import (
 // A thousand plugins of twenty tenants: how long until all are programmed, and what that
 // costs the API server. The times are logged, see docs/benchmarks.md; the requests are
 // what the test holds.
-func TestScale_AThousandPlugins(t *testing.T) {
+func TestScale_AThousandPlugins(t *testing.T) { //nolint:paralleltest // it measures
 	const tenants, each = 20, 50
 	api := kubetest.Start(t, kubetest.Options{})
 	c := newCluster(t, api, "team")

@@ -51,7 +51,7 @@ func scaleFiles(w *world, group, change int) (served, others string) {
 	return a.String(), b.String()
 }
 
-func TestScale(t *testing.T) {
+func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	n, err := strconv.Atoi(os.Getenv("STILE_LOAD"))
 	if err != nil {
 		t.Skip("STILE_LOAD is not set")

@@ -235,6 +235,7 @@ func BenchmarkWarmInspection(b *testing.B) {
 		s := newBench(b, logins)
 		name := fmt.Sprintf("logins=%d/", logins)
 		decide := func(b *testing.B, image string, platforms []placement.Platform) {
+			b.Helper()
 			if d := placement.Decide(pod, []placement.Image{{Name: image, Platforms: platforms}}, placement.Settings{}); d.Outcome != placement.Placed {
 				b.Fatal(d.Message)
 			}
@@ -269,6 +270,7 @@ func BenchmarkWarmInspection(b *testing.B) {
 		})
 		plain := func(key func(*testing.B, string) [32]byte) func(*testing.B) {
 			return func(b *testing.B) {
+				b.Helper()
 				measured(b, func(i int) {
 					n := i % benchImages
 					platforms, ok := s.plain.get(key(b, s.images[n]))
@@ -280,7 +282,7 @@ func BenchmarkWarmInspection(b *testing.B) {
 			}
 		}
 		b.Run(name+"plain", plain(func(_ *testing.B, image string) [32]byte { return keyOf(image, s.login) }))
-		b.Run(name+"plain, logins merged", plain(func(b *testing.B, image string) [32]byte { return keyOf(image, merged(b, s.login)) }))
+		b.Run(name+"plain, logins merged", plain(func(b *testing.B, image string) [32]byte { b.Helper(); return keyOf(image, merged(b, s.login)) }))
 		b.Run(name+"decide alone", func(b *testing.B) {
 			facts, _ := s.contents.KnownFacts(s.proofs[0])
 			platforms := platformsOf(facts)

@@ -87,7 +87,7 @@ type Replicas struct {
 	log    *slog.Logger
 	met    chan struct{} // capacity 1: another replica was heard for the first time
 
-	mu     sync.RWMutex // guards what follows
+	mu     sync.RWMutex      // guards what follows
 	others map[string]*other // by ConfigMap
 	sum    map[source.Key]Counts
 }

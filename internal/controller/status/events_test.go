@@ -63,7 +63,7 @@ func TestWhatHasBecomeOfAPluginIsToldOnce(t *testing.T) {
 		w.engine.say(programmed(w.namespace, "auth", 1))
 		w.sees("auth", "ResolvedRefs=True/Resolved")
 	}
-	all = w.tells("auth", "Normal/Programmed", "Normal/Resolved", "Warning/Unauthorized")
+	w.tells("auth", "Normal/Programmed", "Normal/Resolved", "Warning/Unauthorized")
 	stop()
 	all = w.events("auth")
 	if len(all) != 3 || all[1].Series == nil || all[1].Series.Count != 3 || all[2].Series == nil || all[2].Series.Count != 2 {

@@ -134,7 +134,7 @@ func (t *term) settle(ctx context.Context, k key, p *progress, have object, want
 			cancel()
 			if apierrors.IsInvalid(err) || errors.Is(err, errNoStatus) {
 				t.metrics.writes.WithLabelValues(resultFailed).Inc()
-				t.log.Warn("the cluster's WasmPlugin CRD takes no status of stile: compare it with stile's", "plugin", k.String(), "againIn", refusedRetry, "error", err)
+				t.log.Warn("the cluster's WasmPlugin CRD takes no status of stile: compare it with stile's", "plugin", k.String(), "again", refusedRetry, "error", err)
 				return refusedRetry, nil
 			}
 			return 0, t.unlessGone(k, err)

@@ -21,8 +21,8 @@ import (
 
 // Many plugins with a Secret each: one list of plugins, and a get and a watch for each Secret. STILE_LOAD=1000 is what
 // docs/benchmarks.md reports.
-func TestRequestsAndTimeOfManyPlugins(t *testing.T) {
-	c := newCluster(t, kubetest.API(t)) //nolint:paralleltest // it measures
+func TestRequestsAndTimeOfManyPlugins(t *testing.T) { //nolint:paralleltest // it measures
+	c := newCluster(t, kubetest.API(t))
 	n, err := strconv.Atoi(os.Getenv("STILE_LOAD"))
 	if err != nil {
 		n = 100

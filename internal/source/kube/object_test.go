@@ -11,15 +11,6 @@ import (
 	"github.com/stileproject/stile/api/v1alpha1"
 )
 
-func object(t testing.TB, text string) *unstructured.Unstructured {
-	t.Helper()
-	var u unstructured.Unstructured
-	if err := json.Unmarshal([]byte(text), &u.Object); err != nil {
-		t.Fatal(err)
-	}
-	return &u
-}
-
 // What a foreign definition lets pass is invalid or harmless, whatever it is.
 func TestReadPlugin_WhateverIsStored(t *testing.T) {
 	t.Parallel()

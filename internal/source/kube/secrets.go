@@ -204,7 +204,7 @@ func (s *Secrets) start(key source.Key, h *held) {
 // seen takes what the API server says a Secret is.
 func (s *Secrets) seen(key source.Key, h *held, o runtime.Object) {
 	var now *document.Secret
-	var print secret.Fingerprint
+	var mark secret.Fingerprint
 	if o, ok := o.(*corev1.Secret); ok && o != nil {
 		now = &document.Secret{Namespace: key.Namespace, Name: key.Name, Type: string(o.Type), Data: map[string]secret.Secret{}}
 		parts := [][]byte{[]byte(o.Type)}
@@ -214,12 +214,12 @@ func (s *Secrets) seen(key source.Key, h *held, o runtime.Object) {
 				parts = append(parts, v)
 			}
 		}
-		print = s.key.Sum(parts...)
+		mark = s.key.Sum(parts...)
 	}
 	s.update(key, h, func() bool {
-		same := h.known && (h.secret == nil) == (now == nil) && h.print == print
+		same := h.known && (h.secret == nil) == (now == nil) && h.print == mark
 		if !same {
-			h.secret, h.print = now, print
+			h.secret, h.print = now, mark
 		}
 		told := h.why == nil && same
 		h.known, h.why, h.refusedSince = true, nil, time.Time{}
