@@ -232,10 +232,12 @@ func (c *Controller) followSecrets(now time.Time) {
 	c.wanted = want
 	c.config.Secrets.Want(user, keys)
 	for key, r := range c.rings {
-		if _, ok := want[key]; !ok && (len(r.used) == 0 || len(c.rings) > maxRings) {
+		switch _, ok := want[key]; {
+		case ok:
+		case r.pods == 0 && (len(r.used) == 0 || len(c.rings) > maxRings):
 			delete(c.rings, key)
-		} else if !ok {
-			r.read = false // it is read anew when it is named again
+		default:
+			r.read = false // it is read anew when it is named again, or this replica leads again
 		}
 	}
 }

@@ -3,6 +3,8 @@ package placement
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -159,9 +161,9 @@ func (c *Controller) takeResults(now time.Time) {
 			result = "conflict"
 			h.conflict = o.pod.ResourceVersion
 			h.retryAt = time.Time{}
-		case !h.plain && (apierrors.IsInvalid(o.err) || apierrors.IsForbidden(o.err) && h.failures >= patience):
-			// Nobody is stranded for what was decided wrongly, or for what somebody's
-			// admission will not have. (Forbidden may also be a role that is being changed.)
+		case !h.plain && refused(o.err, h.failures):
+			// Nobody is stranded for what was decided wrongly, for what there is no room
+			// for, or for what somebody's admission will not have.
 			result, h.plain = "refused", true
 			c.log.Error("placement: the API server refuses what was decided; the pod is let go as it is", "pod", h.key.String(), "error", words(o.err))
 		default:
@@ -177,6 +179,23 @@ func (c *Controller) takeResults(now time.Time) {
 			c.dirty[h.key] = struct{}{}
 		}
 	}
+}
+
+// refused reports an answer that the API server gives to what is in the patch, and would
+// give again. (Forbidden may also be a role that is being changed, and what is bad to an
+// admission webhook one that is: it is asked some times more.)
+func refused(err error, failures int) bool {
+	switch {
+	case apierrors.IsInvalid(err), apierrors.IsRequestEntityTooLargeError(err):
+		return true
+	case apierrors.IsForbidden(err), apierrors.IsBadRequest(err):
+		return failures >= patience
+	}
+	// What etcd has no room for is passed on as it says it, of no known kind.
+	status, ok := errors.AsType[*apierrors.StatusError](err)
+	return ok && slices.ContainsFunc([]string{"request is too large", "message larger than max"}, func(s string) bool {
+		return strings.Contains(status.Status().Message, s)
+	})
 }
 
 // letGoDone notes that a pod went.
