@@ -87,6 +87,9 @@ func kubernetesAPI(k *v1alpha1.KubernetesConfig) (api *rest.Config, namespace st
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = k.Kubeconfig
 	api, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: k.Context}).ClientConfig()
+	if clientcmd.IsEmptyConfig(err) {
+		err = errors.New("stile does not run in a cluster, and there is no kubeconfig")
+	}
 	if err != nil {
 		return nil, "", fail(Usage, fmt.Errorf("resources.kubernetes: %w", err), "name a kubeconfig with --kubeconfig, and one of its contexts with --context")
 	}

@@ -277,11 +277,11 @@ func TestServe_ConfigurationFaultsAllAtOnce(t *testing.T) {
 		`stile.yaml:9: access.retyr: unknown key; did you mean "retry"?`)
 }
 
-func TestServe_KubernetesIsNotInThisVersion(t *testing.T) {
+func TestServe_KubernetesNeedsAnAPI(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
-	config := write(t, folder, "stile.yaml", "resources: { kubernetes: {} }\n")
-	stile(t, nil, "serve", "--config", config).want(t, Usage, "resources.kubernetes", "--resources")
+	config := write(t, folder, "stile.yaml", "resources: { kubernetes: { kubeconfig: nothing.yaml } }\n")
+	stile(t, nil, "serve", "--config", config).want(t, Usage, "resources.kubernetes", "nothing.yaml", "--kubeconfig")
 }
 
 func TestServe_PathsOfAFileAreRelativeToIt(t *testing.T) {
