@@ -48,6 +48,10 @@ type PluginStatus struct {
 	Epoch       uint64 `json:"epoch,omitempty"`
 	ServedEpoch uint64 `json:"servedEpoch,omitempty"`
 
+	// UID is of the object that all this is said of: one that is deleted and made anew has the
+	// same name and the same generation. "" where there are no such objects.
+	UID string `json:"-"`
+
 	images []oci.Reference // for Images
 }
 
@@ -85,7 +89,7 @@ func (e *Engine) report(now time.Time) {
 
 func (e *Engine) pluginStatus(ps *pluginState, now time.Time) PluginStatus {
 	s := PluginStatus{
-		Namespace: ps.key.Namespace, Name: ps.key.Name, Generation: ps.latest.Generation,
+		Namespace: ps.key.Namespace, Name: ps.key.Name, Generation: ps.latest.Generation, UID: string(ps.latest.UID),
 		URL:             ps.displayURL(),
 		Delivery:        ps.deliveryName(),
 		Proxies:         e.counts(ps.key),

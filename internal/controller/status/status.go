@@ -196,7 +196,7 @@ func (w *Writer) look() (news []key) {
 		k := key{s.Namespace, s.Name}
 		r := reportOf(s)
 		wanted[k] = r
-		if old, ok := w.wanted[k]; !ok || !old.same(r) {
+		if old, ok := w.wanted[k]; !ok || old.UID != r.UID || !old.same(r) {
 			news = append(news, k)
 		}
 	}

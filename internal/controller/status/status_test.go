@@ -282,6 +282,50 @@ func TestWhatTheEngineSaysOfAnotherGenerationIsNotWritten(t *testing.T) {
 	w.sees("auth", "Programmed=True/Programmed")
 }
 
+// A plugin that is deleted and made anew has its old name and generation 1 again. What the
+// engine still says of the old one would be a lie, and a lasting one: a leader that reads
+// the new one takes over what its status says was resolved.
+func TestWhatTheEngineSaysOfADeletedPluginIsNotWrittenToTheNextOfThatName(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kubetest.API(t))
+	w.plugin("auth")
+	w.plugin("other")
+	old := programmed(w.namespace, "auth", 1)
+	old.UID = string(w.get("auth").UID)
+	w.run(w.config())
+	w.engine.say(old)
+	w.sees("auth", "Programmed=True/Programmed")
+
+	w.Kubectl(t, "delete", "wasmplugin", "auth", "--namespace", w.namespace)
+	w.plugin("auth")
+	w.engine.say(programmed(w.namespace, "other", 1)) // what is written later shows that the writer has looked
+	w.sees("other", "Programmed=True/Programmed")
+	if got := w.get("auth").Status; len(got.Conditions) > 0 || got.Digest != "" {
+		t.Errorf("the new plugin says what the old one was: %+v", got)
+	}
+	next := old
+	next.UID = string(w.get("auth").UID)
+	w.engine.say(next) // the same words, of the new one
+	w.sees("auth", "Programmed=True/Programmed")
+
+	// Made anew in the moment of a write.
+	late := make(chan struct{})
+	w.network.once(func() {
+		w.Kubectl(t, "delete", "wasmplugin", "auth", "--namespace", w.namespace)
+		w.plugin("auth")
+		close(late)
+	})
+	refused := unauthorized(w.namespace, "auth", 1)
+	refused.UID = next.UID
+	w.engine.say(refused)
+	<-late
+	w.engine.say(status(w.namespace, "other", 1, "Programmed=False/Pending"))
+	w.sees("other", "Programmed=False/Pending")
+	if got := w.get("auth").Status; len(got.Conditions) > 0 {
+		t.Errorf("the new plugin says what the old one was: %+v", got)
+	}
+}
+
 func TestTheTimeOfATransitionIsThatOfTheTransition(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, kubetest.API(t))

@@ -60,7 +60,7 @@ func (t *term) turn(ctx context.Context, k key) {
 		t.forget(k)
 		return
 	}
-	if !known || want.Generation != have.Generation {
+	if !known || !want.of(have) {
 		return // the engine will speak of it, or the watch will show it
 	}
 	p := t.progress(k, have)
@@ -120,7 +120,7 @@ func (t *term) settle(ctx context.Context, k key, p *progress, have object, want
 				return 0, t.unlessGone(k, err)
 			}
 			have = read(u)
-			if have.Generation != want.Generation {
+			if !want.of(have) {
 				return 0, nil // the watch will show it
 			}
 			continue

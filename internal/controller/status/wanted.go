@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/engine"
@@ -20,6 +21,7 @@ const maxMessage = 4096
 
 // report is what a status says, or should say, in the words of the API.
 type report struct {
+	UID                            types.UID // "": not known, and not compared
 	Generation, ServedGeneration   int64
 	Digest, ModuleSHA256, Resolved string
 	Size, Epoch, ServedEpoch       int64
@@ -38,6 +40,7 @@ type condition struct {
 // something that the API takes: one word that it refuses would cost the whole status.
 func reportOf(s engine.PluginStatus) report {
 	r := report{
+		UID:        types.UID(s.UID),
 		Generation: s.Generation, ServedGeneration: s.ServedGeneration,
 		Digest: s.Digest, ModuleSHA256: s.ModuleSHA256, Resolved: s.Resolved,
 		Size: s.Size, Epoch: signed(s.Epoch), ServedEpoch: signed(s.ServedEpoch),
@@ -50,6 +53,12 @@ func reportOf(s engine.PluginStatus) report {
 		})
 	}
 	return r
+}
+
+// of reports whether the report is about the object as it is stored. One that was deleted
+// and made anew is another, whatever its name and its generation.
+func (r report) of(o object) bool {
+	return r.Generation == o.Generation && (r.UID == "" || r.UID == o.UID)
 }
 
 // same reports whether two reports say the same; when that began is no part of it.
