@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/access"
 	"github.com/stileproject/stile/internal/content"
 	"github.com/stileproject/stile/internal/controller/gate"
@@ -236,9 +237,13 @@ func (x *explainer) image(ctx context.Context, pod *corev1.Pod, pull placement.P
 		shown.State, shown.Reason, shown.Message = notAsked, string(access.Invalid), "its name cannot be read"
 		return shown, unknown, nil
 	}
-	credentials, err := x.credentials(ctx, pod, ref)
-	if err != nil {
+	credentials, fault, err := x.credentials(ctx, pod, ref)
+	switch {
+	case err != nil:
 		return shown, unknown, err
+	case fault != nil:
+		shown.State, shown.Reason, shown.Message = access.Denied.String(), v1alpha1.ReasonPullSecretInvalid, fault.Error()
+		return shown, unknown, nil
 	}
 	trust, err := x.bench.Trust(ref.Host(), oci.Operator)
 	if err != nil {
@@ -283,21 +288,27 @@ func (x *explainer) image(ctx context.Context, pod *corev1.Pod, pull placement.P
 }
 
 // credentials returns what is tried for an image of the pod: of the pull secrets that it
-// names what the kubelet would try, then what the flags give.
-func (x *explainer) credentials(ctx context.Context, pod *corev1.Pod, ref oci.Reference) (oci.Credentials, error) {
+// names what the kubelet would try, then what the flags give. fault is why the kubelet
+// would try nothing: one of the Secrets cannot be read. It passes over those of other types.
+func (x *explainer) credentials(ctx context.Context, pod *corev1.Pod, ref oci.Reference) (all oci.Credentials, fault, err error) {
 	var own []oci.Keyring
 	for _, named := range pod.Spec.ImagePullSecrets {
 		key := plugin.Key{Namespace: pod.Namespace, Name: named.Name}
 		s := x.docs.secrets[key]
-		if s == nil {
+		switch {
+		case s == nil:
 			if len(x.in.secrets) == 0 {
 				x.once(fmt.Sprintf("Warning: the pull secret %s, which %s names, is not among the documents: give it with -f or --secret", key, pod.Name))
 			}
 			continue
+		case !oci.IsPullSecret(s.Type, s.Data):
+			x.once(fmt.Sprintf("Warning: %s, which %s names, is no pull secret and is passed over: its type is %q, and it has to hold the key of that type", key, pod.Name, s.Type))
+			own = append(own, oci.Keyring{})
+			continue
 		}
 		ring, err := oci.ParsePullSecret(x.bench.key, "pull secret "+key.String(), s.Type, s.Data)
 		if err != nil {
-			return oci.Credentials{}, fail(Usage, err, "")
+			return oci.Credentials{}, err, nil
 		}
 		own = append(own, ring)
 	}
@@ -305,18 +316,18 @@ func (x *explainer) credentials(ctx context.Context, pod *corev1.Pod, ref oci.Re
 	if len(own) > 0 {
 		c, err := oci.JoinKeyrings(own...).For(ref)
 		if err != nil {
-			return oci.Credentials{}, fail(Usage, err, "correct the entry for "+ref.Host())
+			return oci.Credentials{}, err, nil
 		}
 		list = append(list, c.Candidates()...)
 	}
 	if len(own) == 0 || len(x.in.secrets)+len(x.in.authfiles) > 0 {
 		c, err := x.in.credentials(ctx, x.app, x.bench.key, ref)
 		if err != nil {
-			return oci.Credentials{}, err
+			return oci.Credentials{}, nil, err
 		}
 		list = append(list, c.Candidates()...)
 	}
-	return oci.NewCredentials(x.bench.key, list...), nil
+	return oci.NewCredentials(x.bench.key, list...), nil, nil
 }
 
 func (x *explainer) once(note string) {

@@ -191,6 +191,10 @@ func TestPlacementExplain_ExitCodes(t *testing.T) {
 		"no pod":                       {"apiVersion: v1\nkind: ConfigMap\nmetadata: { name: c }\n", good, Usage, ""},
 		"a pod without containers":     {"apiVersion: v1\nkind: Pod\nmetadata: { name: p }\nspec: {}\n", good, Findings, `"pods": []`},
 		"a secret that is nowhere":     {r.pod("p", "  imagePullSecrets: [ { name: elsewhere } ]\n", "both"), nil, Unauthorized, `"NotAllowed"`},
+		"a secret that is no pull secret is passed over": {"apiVersion: v1\nkind: Secret\nmetadata: { name: regcred, namespace: team-a }\ntype: Opaque\nstringData: { a: b }\n---\n" + r.pod("p", "  imagePullSecrets: [ { name: regcred } ]\n", "both"),
+			good, OK, `"Placed"`},
+		"a secret that no kubelet can read": {"apiVersion: v1\nkind: Secret\nmetadata: { name: regcred, namespace: team-a }\ntype: kubernetes.io/dockerconfigjson\nstringData: { .dockerconfigjson: 'user:CANARY' }\n---\n" + r.pod("p", "  imagePullSecrets: [ { name: regcred } ]\n", "both"),
+			good, Unauthorized, `"reason": "PullSecretInvalid"`},
 		"a misspelled field is passed": {r.pod("p", "  imagePullSecret: x\n", "both"), good, OK, `"Placed"`},
 	} {
 		t.Run(name, func(t *testing.T) {

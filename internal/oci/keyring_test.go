@@ -281,6 +281,25 @@ func TestCredential_HasNoPrintableForm(t *testing.T) {
 	}
 }
 
+func TestIsPullSecret(t *testing.T) {
+	t.Parallel()
+	for name, one := range map[string]struct {
+		kind, key, content string
+		want               bool
+	}{
+		"docker config":           {SecretTypeDockerConfigJSON, ".dockerconfigjson", "{}", true},
+		"one that cannot be read": {SecretTypeDockerConfigJSON, ".dockerconfigjson", "p", true},
+		"legacy":                  {SecretTypeDockerCfg, ".dockercfg", "{}", true},
+		"the other key":           {SecretTypeDockerConfigJSON, ".dockercfg", "{}", false},
+		"nothing under the key":   {SecretTypeDockerCfg, ".dockercfg", "", false},
+		"opaque":                  {"Opaque", ".dockerconfigjson", "{}", false},
+	} {
+		if got := IsPullSecret(one.kind, map[string]secret.Secret{one.key: secret.New([]byte(one.content))}); got != one.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestParsePullSecret(t *testing.T) {
 	t.Parallel()
 	entries := `{"r.example":{"username":"u","password":"p"}}`

@@ -14,6 +14,19 @@ const (
 	keyDockerCfg               = ".dockercfg"
 )
 
+// IsPullSecret reports whether the kubelet takes a Secret that a pod names for one with
+// credentials: it has one of the types, and something under the key of its type. The
+// kubelet passes over others.
+func IsPullSecret(secretType string, data map[string]secret.Secret) bool {
+	switch secretType {
+	case SecretTypeDockerConfigJSON:
+		return !data[keyDockerConfigJSON].Empty()
+	case SecretTypeDockerCfg:
+		return !data[keyDockerCfg].Empty()
+	}
+	return false
+}
+
 // ParsePullSecret reads a Kubernetes Secret of either type. The origin, as "pull secret
 // team-a/regcred", is for messages. A Secret of another type, or without the key of its
 // type, is an error of Kind Invalid that names the type or the key; for the content see

@@ -60,7 +60,7 @@ func (c *Controller) ringOf(key source.Key, now time.Time) *ring {
 	}
 	r.read, r.from, r.broken, r.ring = true, s, false, oci.Keyring{}
 	r.dark = s == nil && c.config.Secrets.Why(key) != nil
-	if s != nil && pullSecret(s) {
+	if s != nil && oci.IsPullSecret(s.Type, s.Data) {
 		var err error
 		if r.ring, err = oci.ParsePullSecret(c.config.Fingerprints, "pull secret "+key.String(), s.Type, s.Data); err != nil {
 			r.broken = true
@@ -68,18 +68,6 @@ func (c *Controller) ringOf(key source.Key, now time.Time) *ring {
 	}
 	c.forget(r)
 	return r
-}
-
-// pullSecret reports whether the kubelet takes the Secret for one with credentials. It
-// passes over others.
-func pullSecret(s *document.Secret) bool {
-	switch s.Type {
-	case oci.SecretTypeDockerConfigJSON:
-		return !s.Data[".dockerconfigjson"].Empty()
-	case oci.SecretTypeDockerCfg:
-		return !s.Data[".dockercfg"].Empty()
-	}
-	return false
 }
 
 // forget ends what was learned with credentials that the Secret no longer has, and what

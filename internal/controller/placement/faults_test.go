@@ -14,9 +14,11 @@ import (
 
 	"github.com/stileproject/stile/internal/access"
 	"github.com/stileproject/stile/internal/content"
+	"github.com/stileproject/stile/internal/document"
 	"github.com/stileproject/stile/internal/kubetest"
 	"github.com/stileproject/stile/internal/oci/localregistry"
 	"github.com/stileproject/stile/internal/placement"
+	"github.com/stileproject/stile/internal/source"
 )
 
 // TestManifestsThatFailForAWhile: the right is proven, and the manifest cannot be had: the
@@ -232,6 +234,30 @@ func TestEventsHaveNames(t *testing.T) {
 			if faults := validation.IsDNS1123Subdomain(eventName(pod, reason)); len(faults) > 0 {
 				t.Errorf("%s: %v", eventName(pod, reason), faults)
 			}
+		}
+	}
+}
+
+// unread are Secrets that nobody has read yet.
+type unread struct{ Secrets }
+
+func (unread) Get(source.Key) (*document.Secret, bool) { return nil, false }
+
+// TestSecretsThatAreNotReadInTime hold a pod for maxWait and no longer, and what is told of
+// it holds no password that stands where an image's name ought to.
+func TestSecretsThatAreNotReadInTime(t *testing.T) {
+	t.Parallel()
+	w := public(t).run(func(c *Config) { c.Secrets, c.MaxWait = unread{c.Secrets}, time.Second })
+	ns := w.namespace()
+	// Its owner wrote it; whoever may read events need not be one who may read pods.
+	password := "stands-for-a-password"
+	w.pod(ns, "odd", "user:"+password+"@registry.example/a", with("regcred"))
+	w.pod(ns, "plain", w.registry.Host()+"/public/app:v1", with("regcred"))
+	for name, says := range map[string]string{"odd": "an image could not", "plain": "/public/app:v1 could not"} {
+		wantPod(t, w.went(ns, name), placement.NotInspected, "")
+		note := w.event(ns, name, "NotInspected")
+		if strings.Contains(note, password) || !strings.Contains(note, says) || !strings.Contains(note, "imagePullSecrets could not be read in time") {
+			t.Errorf("the owner of %s is told %q", name, note)
 		}
 	}
 }

@@ -85,7 +85,7 @@ func (c *Controller) ask(h *held, image string, policy corev1.PullPolicy, n int,
 	}
 	ref, err := oci.ParseReference(image)
 	if err != nil {
-		a.name = "an image" // it may hold a password, and is no name
+		a.name = shownName(image)
 		a.settled = a.cannot(hintName)
 		return a
 	}
@@ -101,6 +101,15 @@ func (c *Controller) ask(h *held, image string, policy corev1.PullPolicy, n int,
 	}
 	a.request = access.Request{Image: ref, Credentials: credentials, Trust: trust, Holder: holderOf(h.key, n)}
 	return a
+}
+
+// shownName is an image's name as its owner is told it: what cannot be read may hold a
+// password, and is no name.
+func shownName(image string) string {
+	if _, err := oci.ParseReference(image); err != nil {
+		return "an image"
+	}
+	return image
 }
 
 func (a *ask) cannot(why hint) answer {

@@ -196,7 +196,7 @@ func (c *Controller) decide(h *held, now time.Time, late bool) (verdict, bool) {
 			return verdict{}, false
 		}
 		if !read {
-			unknown := []placement.Image{{Name: h.pod.Spec.Containers[0].Image, Unknown: true}}
+			unknown := []placement.Image{{Name: shownName(h.pod.Spec.Containers[0].Image), Unknown: true}}
 			return verdict{placement.Decide(h.pod, unknown, c.config.Settings), hintSecretSlow}, true
 		}
 		h.asks = asks
