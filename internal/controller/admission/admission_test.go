@@ -146,6 +146,13 @@ func TestJudge(t *testing.T) {
 		{name: "an environment that the operator does not give", operation: admissionv1.Create, rules: PluginRules{HostEnv: []string{"POD_NAME"}},
 			now: object(good+`,"vmConfig":{"env":[{"name":"HOME","valueFrom":"HOST"},{"name":"POD_NAME","valueFrom":"HOST"}]}`, ""), faults: "spec.vmConfig.env[0].name"},
 		{name: "what cannot be read", operation: admissionv1.Create, now: []byte(`{"spec":{"url":7}}`), faults: "<no field>"},
+		{name: "what could not be read before either", operation: admissionv1.Update, now: []byte(`{"metadata":{},"spec":{"url":7}}`),
+			old: []byte(`{"metadata":{"finalizers":["example.com/hold"]},"spec":{"url":7}}`), warns: 1},
+		{name: "what could be read before", operation: admissionv1.Update, now: []byte(`{"spec":{"url":7}}`), old: object(good, ""), faults: "<no field>"},
+		{name: "what cannot be read, of another revision", operation: admissionv1.Create, now: []byte(`{"metadata":{"labels":{"istio.io/rev":"stable"}},"spec":{"url":7}}`),
+			rules: PluginRules{Owns: func(_ string, labels map[string]string) bool { return labels["istio.io/rev"] == "" }}},
+		{name: "a status in another's words", operation: admissionv1.Update, old: object(good, ""),
+			now: []byte(`{"metadata":{"name":"p"},"spec":{` + good + `},"status":{"observedGeneration":"3","conditions":[{"status":true}]}}`)},
 		{name: "a name that is made later", operation: admissionv1.Create,
 			now: []byte(`{"metadata":{"generateName":"auth-"},"spec":{"url":"oci://r.example/a"}}`)},
 	} {

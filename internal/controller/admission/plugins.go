@@ -49,8 +49,18 @@ func (rules PluginRules) judge(r *admissionv1.AdmissionRequest) *admissionv1.Adm
 	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
 		return pass
 	}
-	var plugin, old v1alpha1.WasmPlugin
-	if err := json.Unmarshal(r.Object.Raw, &plugin); err != nil {
+	// Whose it is comes first: another's may be written in a way that stile cannot read.
+	var meta metav1.PartialObjectMetadata
+	if json.Unmarshal(r.Object.Raw, &meta) == nil && rules.Owns != nil && !rules.Owns(r.Namespace, meta.Labels) {
+		return pass
+	}
+	plugin, err := readPlugin(r.Object.Raw)
+	old, oldErr := readPlugin(r.OldObject.Raw)
+	if err != nil {
+		if r.Operation == admissionv1.Update && oldErr != nil {
+			pass.Warnings = append(pass.Warnings, "stile cannot read this plugin, and could not before; it is not used as it is: compare the cluster's WasmPlugin CRD with stile's")
+			return pass
+		}
 		return refuse(r, []v1alpha1.Finding{{Severity: v1alpha1.SeverityError, Reason: v1alpha1.ReasonSyntax,
 			Message: "is no WasmPlugin that stile can read: compare the cluster's WasmPlugin CRD with stile's"}}, nil)
 	}
@@ -58,13 +68,10 @@ func (rules PluginRules) judge(r *admissionv1.AdmissionRequest) *admissionv1.Adm
 	if plugin.Name == "" && plugin.GenerateName != "" {
 		plugin.Name = strings.TrimRight(plugin.GenerateName, "-.") + "-x" // it gets its name later, and that one is legal
 	}
-	if rules.Owns != nil && !rules.Owns(plugin.Namespace, plugin.Labels) {
-		return pass
-	}
-	found := rules.findings(&plugin)
-	if r.Operation == admissionv1.Update && json.Unmarshal(r.OldObject.Raw, &old) == nil {
+	found := rules.findings(plugin)
+	if r.Operation == admissionv1.Update && oldErr == nil {
 		old.Namespace = r.Namespace
-		before := rules.findings(&old)
+		before := rules.findings(old)
 		for i := range found {
 			if found[i].Severity == v1alpha1.SeverityError && slices.Contains(before, found[i]) {
 				found[i].Severity = v1alpha1.SeverityWarning
@@ -88,6 +95,20 @@ func (rules PluginRules) judge(r *admissionv1.AdmissionRequest) *admissionv1.Adm
 		return refuse(r, faults, pass.Warnings)
 	}
 	return pass
+}
+
+// readPlugin reads what an author writes. A status is another's affair, and another's may
+// have text where ours has numbers.
+func readPlugin(raw []byte) (*v1alpha1.WasmPlugin, error) {
+	var o struct {
+		metav1.ObjectMeta `json:"metadata"`
+
+		Spec v1alpha1.WasmPluginSpec `json:"spec"`
+	}
+	if err := json.Unmarshal(raw, &o); err != nil {
+		return nil, err
+	}
+	return &v1alpha1.WasmPlugin{ObjectMeta: o.ObjectMeta, Spec: o.Spec}, nil
 }
 
 func (rules PluginRules) findings(p *v1alpha1.WasmPlugin) []v1alpha1.Finding {
