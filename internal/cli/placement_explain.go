@@ -178,7 +178,8 @@ func (x *explainer) pod(ctx context.Context, d podDocument, settings placement.S
 			return e, err
 		}
 		e.Images, images = append(e.Images, shown), append(images, image)
-		if shown.State == access.Denied.String() && denied == "" {
+		// What stile may not ask says nothing of the pod's credentials.
+		if shown.State == access.Denied.String() && shown.Reason != string(access.SourceNotAllowed) && denied == "" {
 			denied = pull.Image
 		}
 	}
