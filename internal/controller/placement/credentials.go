@@ -4,6 +4,8 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/validation"
+
 	"github.com/stileproject/stile/internal/access"
 	"github.com/stileproject/stile/internal/document"
 	"github.com/stileproject/stile/internal/oci"
@@ -83,11 +85,12 @@ func (c *Controller) forget(r *ring) {
 	}
 }
 
-// secretKeys returns the Secrets that a pod names, each once, then the cluster-wide one.
+// secretKeys returns the Secrets that a pod names, each once, then the cluster-wide one. A
+// pod may name what no Secret can be called: there is none, and nobody is asked for it.
 func (c *Controller) secretKeys(h *held) []source.Key {
 	var keys []source.Key
 	for _, s := range h.pod.Spec.ImagePullSecrets {
-		if k := (source.Key{Namespace: h.key.Namespace, Name: s.Name}); s.Name != "" && !slices.Contains(keys, k) {
+		if k := (source.Key{Namespace: h.key.Namespace, Name: s.Name}); len(validation.IsDNS1123Subdomain(s.Name)) == 0 && !slices.Contains(keys, k) {
 			keys = append(keys, k)
 		}
 	}

@@ -15,12 +15,14 @@ import (
 // errFetching says that the facts are on their way.
 var errFetching = errors.New("facts: being fetched")
 
-// Limits of fetching facts: in all, at one registry, and for one namespace; then how long
-// one fetch may take, and after how long one that failed is tried again.
+// Limits of fetching facts: in all, at one registry, for one namespace, and for one
+// namespace at one registry, so that somebody else's turn comes at once; then how long one
+// fetch may take, and after how long one that failed is tried again.
 const (
 	fetchers      = 128
-	perRegistry   = 4
+	perRegistry   = 8
 	perNamespace  = 32
+	perBoth       = perRegistry / 2
 	fetchTimeout  = time.Minute
 	againFirst    = time.Second
 	againMax      = time.Minute
@@ -60,8 +62,9 @@ type facts struct {
 
 // registry is the flights to one host. facts.mu guards it.
 type registry struct {
-	busy    int
-	waiting turns[access.Proof]
+	busy       int
+	namespaces map[string]int
+	waiting    turns[access.Proof]
 }
 
 func newFacts(contents Contents, log *slog.Logger, wake func()) *facts {
@@ -102,7 +105,7 @@ func (f *facts) of(p access.Proof, now time.Time) (content.Facts, error) {
 	host := p.Image().Host()
 	r := f.registries[host]
 	if r == nil {
-		r = &registry{}
+		r = &registry{namespaces: map[string]int{}}
 		f.registries[host] = r
 	}
 	r.waiting.push(p.Namespace(), p)
@@ -134,12 +137,13 @@ func (f *facts) tidy(now time.Time) {
 // launch starts what may start at a registry. facts.mu is held.
 func (f *facts) launch(host string, r *registry) {
 	for r.busy < perRegistry && f.busy < fetchers && f.ctx != nil && f.ctx.Err() == nil {
-		p, ok := r.waiting.pop(func(ns string) bool { return f.namespaces[ns] < perNamespace })
+		p, ok := r.waiting.pop(func(ns string) bool { return f.namespaces[ns] < perNamespace && r.namespaces[ns] < perBoth })
 		if !ok {
 			break
 		}
 		r.busy++
 		f.busy++
+		r.namespaces[p.Namespace()]++
 		f.namespaces[p.Namespace()]++
 		f.owned.Go(func() { f.fly(host, r, p) })
 	}
@@ -163,6 +167,9 @@ func (f *facts) fly(host string, r *registry, p access.Proof) {
 		f.unkept[key] = got
 	}
 	r.busy--
+	if r.namespaces[p.Namespace()]--; r.namespaces[p.Namespace()] == 0 {
+		delete(r.namespaces, p.Namespace())
+	}
 	f.busy--
 	if f.namespaces[p.Namespace()]--; f.namespaces[p.Namespace()] == 0 {
 		delete(f.namespaces, p.Namespace())
