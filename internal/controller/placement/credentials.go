@@ -24,6 +24,10 @@ const (
 	maxRings  = 10_000
 )
 
+// maxNamed is how many Secrets of one pod are read: each is a watch of its own, and a pod
+// has room for tens of thousands of names.
+const maxNamed = 100
+
 // ring is a pull secret as pods use it.
 type ring struct {
 	key    source.Key
@@ -91,6 +95,10 @@ func (c *Controller) secretKeys(h *held) []source.Key {
 	var keys []source.Key
 	for _, s := range h.pod.Spec.ImagePullSecrets {
 		if k := (source.Key{Namespace: h.key.Namespace, Name: s.Name}); len(validation.IsDNS1123Subdomain(s.Name)) == 0 && !slices.Contains(keys, k) {
+			if len(keys) == maxNamed {
+				h.many = true
+				break
+			}
 			keys = append(keys, k)
 		}
 	}

@@ -18,6 +18,7 @@ type held struct {
 	since   time.Time   // since when this replica, leading, has known it
 	secrets []source.Key
 	dark    bool // a Secret that it names may not be read
+	many    bool // it names more Secrets than are read
 	asks    []ask
 	told    bool // that it waits
 
