@@ -1,5 +1,9 @@
 package v1alpha1
 
+// MaxEpoch bounds the epoch of a status: what is not below it is somebody else's word and
+// is not believed. JSON numbers are exact up to it.
+const MaxEpoch = 1 << 53
+
 // The types of a WasmPlugin's conditions.
 const (
 	ConditionAccepted     = "Accepted"     // the document is valid

@@ -150,7 +150,10 @@ func (e *Engine) module(ps *pluginState) xds.Delivery {
 	d := how(ps.good)
 	ps.served = ps.epoch
 	if d.Mode == xds.Remote {
-		ps.token = e.token(ps, ps.epoch)
+		if next := e.token(ps, ps.epoch); next != ps.token {
+			e.closeURL(ps)
+			ps.token = next
+		}
 		e.openURL(ps)
 		d.URL = e.moduleURL(ps.token)
 	}

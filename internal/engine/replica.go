@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/stileproject/stile/api/v1alpha1"
 	"github.com/stileproject/stile/internal/content"
 	"github.com/stileproject/stile/internal/oci"
 	"github.com/stileproject/stile/internal/source"
@@ -25,18 +26,20 @@ func (e *Engine) Reconsider() {
 	}
 }
 
-// maxEpoch bounds an epoch that is read from a status, which others may write, too.
-const maxEpoch = 1 << 53
-
 // follow takes over what the leader has published. The leader itself does so for a
-// plugin that it reads for the first time alone: from then on it is the one to know.
+// plugin that it reads for the first time alone: from then on it is the one to know. A
+// higher epoch all take over, for a status may be written by others, too, and what it says
+// is what a replica that starts begins with.
 func (e *Engine) follow(ps *pluginState, p *source.Publication, fresh bool) {
 	ps.published = p
-	if p == nil || e.leads() && !fresh {
+	if p == nil {
 		return
 	}
-	if p.Epoch > ps.epoch && p.Epoch < maxEpoch {
+	if p.Epoch > ps.epoch && p.Epoch < v1alpha1.MaxEpoch {
 		ps.epoch = p.Epoch
+	}
+	if e.leads() && !fresh {
+		return
 	}
 	image := ps.claim.url.Image
 	if p.URL != ps.spec.Spec.URL || image.IsZero() {

@@ -203,6 +203,35 @@ func TestReplicas_AURLOfAnotherIsWaitedForWhileTheModuleIsFetched(t *testing.T) 
 	})
 }
 
+func TestReplicas_AnEpochThatSomebodyWroteIsTheSameForAllOrForNone(t *testing.T) {
+	t.Parallel()
+	replicas(t, func(another func(bool) *replica) {
+		leader, follower := another(true), another(false)
+		leader.apply()
+		leader.connect("team-a")
+		follower.read(leader)
+		follower.connect("team-a")
+		first := leader.token("team-a", "auth")
+		for epoch, changes := range map[uint64]bool{40: true, v1alpha1.MaxEpoch + 1: false} {
+			before := leader.token("team-a", "auth")
+			for _, r := range []*replica{leader, follower} {
+				published := *follower.now.Published[source.Key{Namespace: "team-a", Name: "auth"}]
+				published.Epoch = epoch
+				r.now.Published = map[source.Key]*source.Publication{{Namespace: "team-a", Name: "auth"}: &published}
+				r.apply()
+				r.settle()
+			}
+			a, b := leader.token("team-a", "auth"), follower.token("team-a", "auth")
+			if a != b || (a != before) != changes {
+				t.Errorf("epoch %d: the leader's URL is %q, the follower's %q, before %q", epoch, a, b, before)
+			}
+		}
+		if _, _, err := leader.engine.OpenModule(leader.t.Context(), first); !errors.Is(err, engine.ErrNoModule) {
+			t.Errorf("the URL of an earlier epoch is still open: %v", err)
+		}
+	})
+}
+
 func TestReplicas_TheStatusCountsTheProxiesOfAll(t *testing.T) {
 	t.Parallel()
 	others := xds.Counts{Matched: 2, Sent: 2, Accepted: 1, Rejected: 1}

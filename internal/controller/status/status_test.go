@@ -259,11 +259,16 @@ func TestP5_AnEpochNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, kubetest.API(t))
 	w.plugin("auth")
+	w.plugin("beyond")
 	w.patch("auth", `{"status":{"epoch":7}}`)
+	w.patch("beyond", `{"status":{"epoch":9007199254740993}}`)
 	w.run(w.config())
-	w.engine.say(programmed(w.namespace, "auth", 1))
+	w.engine.say(programmed(w.namespace, "auth", 1), programmed(w.namespace, "beyond", 1))
 	if p := w.sees("auth", "Programmed=True/Programmed"); p.Status.Epoch != 7 || p.Status.ServedEpoch != 3 {
 		t.Errorf("epoch %d, served %d", p.Status.Epoch, p.Status.ServedEpoch)
+	}
+	if p := w.sees("beyond", "Programmed=True/Programmed"); p.Status.Epoch >= v1alpha1.MaxEpoch {
+		t.Errorf("an epoch that nobody believes is kept: %d", p.Status.Epoch)
 	}
 }
 

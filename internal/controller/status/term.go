@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
+
+	"github.com/stileproject/stile/api/v1alpha1"
 )
 
 // term is one time of leading, from taking the lead to losing it.
@@ -95,7 +97,9 @@ func (t *term) settle(ctx context.Context, k key, p *progress, have object, want
 	for conflicts := 0; ; conflicts++ {
 		now := time.Now()
 		// An epoch never goes back: URLs that were closed would open again.
-		want.Epoch = max(want.Epoch, have.Report.Epoch)
+		if have.Report.Epoch < v1alpha1.MaxEpoch {
+			want.Epoch = max(want.Epoch, have.Report.Epoch)
+		}
 		change := have.Report.changeTo(want)
 		if have.Report.same(p.got) && want.same(p.sent) {
 			change = none
