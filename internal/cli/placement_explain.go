@@ -233,10 +233,10 @@ func (x *explainer) image(ctx context.Context, pod *corev1.Pod, pull placement.P
 		return shown, placement.Image{Name: shown.Image, NoConstraint: true}, nil
 	}
 	unknown := placement.Image{Name: shown.Image, Unknown: true}
-	ref, malformed := oci.ParseReference(pull.Image)
-	if malformed != nil {
+	ref, err := oci.ParseReference(pull.Image)
+	if err != nil {
 		shown.State, shown.Reason, shown.Message = notAsked, string(access.Invalid), "its name cannot be read"
-		return shown, unknown, nil
+		return shown, unknown, nil //nolint:nilerr // what is shown says it
 	}
 	credentials, fault, err := x.credentials(ctx, pod, ref)
 	switch {
@@ -244,7 +244,7 @@ func (x *explainer) image(ctx context.Context, pod *corev1.Pod, pull placement.P
 		return shown, unknown, err
 	case fault != nil:
 		shown.State, shown.Reason, shown.Message = access.Denied.String(), v1alpha1.ReasonPullSecretInvalid, fault.Error()
-		return shown, unknown, nil
+		return shown, unknown, nil //nolint:nilerr // what is shown says it
 	}
 	trust, err := x.bench.Trust(ref.Host(), oci.Operator)
 	if err != nil {

@@ -126,9 +126,9 @@ func (s *Server) wrap(program string) (string, error) {
 	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("%s does not hold %s: %w", assetsVariable, program, err)
 	}
-	setpriv, absent := exec.LookPath("setpriv")
-	if absent != nil {
-		return path, nil // not Linux
+	setpriv, err := exec.LookPath("setpriv")
+	if err != nil {
+		return path, nil //nolint:nilerr // not Linux
 	}
 	script := filepath.Join(s.folder, program)
 	text := fmt.Sprintf("#!/bin/sh\necho $$ > %q\nexec %q --pdeathsig KILL %q \"$@\"\n", script+".pid", setpriv, path)

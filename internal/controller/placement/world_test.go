@@ -375,8 +375,6 @@ func with(secrets ...string) func(*corev1.Pod) {
 	}
 }
 
-func always(p *corev1.Pod) { p.Spec.Containers[0].ImagePullPolicy = corev1.PullAlways }
-
 // went waits until the pod carries the gate no more, and returns it.
 func (w *world) went(ns, name string) *corev1.Pod {
 	w.t.Helper()
