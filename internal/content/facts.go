@@ -130,12 +130,17 @@ func (c *Contents) fetchFacts(ctx context.Context, p access.Proof) (Facts, error
 	return f, nil
 }
 
-// platforms returns the one that the config names, or none.
+// platforms returns the one that the config names, or none. One that names an architecture
+// and no system is for Linux, as container runtimes take it; Wasm is for none.
 func (c imageConfig) platforms() []Platform {
-	if c.OS == "" || c.Architecture == "" || c.OS == "unknown" || c.Architecture == "unknown" {
+	system := c.OS
+	if system == "" && c.Architecture != "wasm" {
+		system = "linux"
+	}
+	if system == "" || c.Architecture == "" || system == "unknown" || c.Architecture == "unknown" {
 		return nil
 	}
-	return []Platform{{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}}
+	return []Platform{{OS: system, Architecture: c.Architecture, Variant: c.Variant}}
 }
 
 // maxFollowed bounds the manifests that are read because an index does not say what

@@ -249,6 +249,13 @@ func TestFacts(t *testing.T) {
 		[]byte(`{"os":"linux","architecture":"amd64","config":{"Labels":{"operators.operatorframework.io.bundle.mediatype.v1":"registry+v1"}}}`)),
 		r.blob("p", ociTarGzip, tarGz("x", nil))))
 	odd := r.put("p", typeOCIManifest, imageOf(r.blob("p", "application/vnd.oci.empty.v1+json", []byte("[]")), r.blob("p", "application/wasm", wasmtest.Named("odd"))))
+	says := func(config string) string {
+		return r.put("p", typeOCIManifest, imageOf(r.blob("p", "application/vnd.oci.image.config.v1+json", []byte(config)), r.blob("p", ociTarGzip, tarGz("x", nil))))
+	}
+	systemless := says(`{"architecture":"arm64","variant":"v8"}`)
+	systemlessIndex := r.put("p", typeOCIIndex, mustJSON(doc{"schemaVersion": 2, "mediaType": typeOCIIndex, "manifests": []doc{
+		{"mediaType": typeOCIManifest, "digest": systemless, "size": 1, "platform": doc{"architecture": "s390x"}}, // its config says it
+	}}))
 	at := func(os, arch, variant string) doc {
 		return doc{"mediaType": typeOCIManifest, "digest": module, "size": 1, "platform": doc{"os": os, "architecture": arch, "variant": variant}}
 	}
@@ -291,6 +298,13 @@ func TestFacts(t *testing.T) {
 		{"image", image, `{"mediaType":"` + typeOCIManifest + `","platforms":[{"os":"linux","architecture":"arm64","variant":"v8"}],"wasm":false}`},
 		{"operator bundle", bundle, `{"mediaType":"` + typeOCIManifest + `","platforms":[{"os":"linux","architecture":"amd64"}],"wasm":false,"bundle":true}`},
 		{"config that says nothing", odd, `{"mediaType":"` + typeOCIManifest + `","platforms":[],"wasm":true}`},
+		{"no system", systemless, `{"mediaType":"` + typeOCIManifest + `","platforms":[{"os":"linux","architecture":"arm64","variant":"v8"}],"wasm":false}`},
+		{"no system in an index", systemlessIndex, `{"mediaType":"` + typeOCIIndex + `","platforms":[{"os":"linux","architecture":"arm64","variant":"v8"}],"wasm":false}`},
+		{"no architecture", says(`{"os":"linux"}`), `{"mediaType":"` + typeOCIManifest + `","platforms":[],"wasm":false}`},
+		{"neither", says(`{}`), `{"mediaType":"` + typeOCIManifest + `","platforms":[],"wasm":false}`},
+		{"unknown system", says(`{"os":"unknown","architecture":"amd64"}`), `{"mediaType":"` + typeOCIManifest + `","platforms":[],"wasm":false}`},
+		{"unknown architecture", says(`{"architecture":"unknown"}`), `{"mediaType":"` + typeOCIManifest + `","platforms":[],"wasm":false}`},
+		{"Wasm without a system", says(`{"architecture":"wasm"}`), `{"mediaType":"` + typeOCIManifest + `","platforms":[],"wasm":true}`},
 		{"index", index, `{"mediaType":"` + typeOCIIndex + `","platforms":[{"os":"linux","architecture":"amd64"},{"os":"linux","architecture":"arm64","variant":"v8"}],"wasm":false}`},
 		{"index in an index", nested, `{"mediaType":"` + typeOCIIndex + `","platforms":[{"os":"linux","architecture":"amd64"},{"os":"linux","architecture":"arm64","variant":"v8"},{"os":"windows","architecture":"amd64"}],"wasm":false}`},
 		{"schema 1 beneath", mixed, `{"mediaType":"` + typeDockerList + `","platforms":[{"os":"linux","architecture":"ppc64le"},{"os":"linux","architecture":"s390x"}],"wasm":false}`},
