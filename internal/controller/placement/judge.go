@@ -24,7 +24,9 @@ type held struct {
 
 	patching bool      // its patch is under way
 	plain    bool      // the API server refused what was decided: nothing but the gate goes
-	conflict string    // the resourceVersion for which a patch came too late
+	conflict string    // the resourceVersion for which a patch came too late, as the answer had it
+	repeated int       // times that the answer was the same for that resourceVersion
+	againAt  time.Time // when it is patched anew, though the watch shows no other version
 	retryAt  time.Time // when a patch that failed is tried again
 	failures int
 	done     bool // it was let go: what still comes of it is from before
@@ -157,8 +159,8 @@ func (c *Controller) judge(h *held, now time.Time) time.Duration {
 		return look
 	case now.Before(h.retryAt):
 		return h.retryAt.Sub(now)
-	case h.conflict != "" && h.conflict == h.pod.ResourceVersion:
-		return look // the watch brings what the API server has by now
+	case h.conflict != "" && h.conflict == h.pod.ResourceVersion && now.Before(h.againAt):
+		return h.againAt.Sub(now) // until then the watch brings what the API server has by now
 	}
 	if gate.Reserved(h.key.Namespace, c.config.Namespace) {
 		c.letGo(h, verdict{Decision: leftAlone("ReservedNamespace")})

@@ -26,6 +26,9 @@ const (
 	retryFirst   = 100 * time.Millisecond
 	retryMax     = 30 * time.Second
 	patience     = 3 // times that a patch is forbidden before the pod goes as it is
+
+	// watchDelay is how long the watch may take to show what a patch came too late for.
+	watchDelay = 3 * time.Second
 )
 
 // job is one patch.
@@ -156,10 +159,10 @@ func (c *Controller) takeResults(now time.Time) {
 			result = "stale"
 		case apierrors.IsNotFound(o.err), apierrors.IsGone(o.err):
 			result = "gone" // the watch says so, too
-			h.conflict = o.pod.ResourceVersion
+			h.tooLate(o.pod.ResourceVersion, now)
 		case apierrors.IsConflict(o.err):
 			result = "conflict"
-			h.conflict = o.pod.ResourceVersion
+			h.tooLate(o.pod.ResourceVersion, now)
 			h.retryAt = time.Time{}
 		case !h.plain && refused(o.err, h.failures):
 			// Nobody is stranded for what was decided wrongly, for what there is no room
@@ -179,6 +182,17 @@ func (c *Controller) takeResults(now time.Time) {
 			c.dirty[h.key] = struct{}{}
 		}
 	}
+}
+
+// tooLate notes that the API server has another version of the pod, or none: the watch
+// shows it. If it does not, somebody's admission may have answered so, and the patch is
+// tried again, at growing distances.
+func (h *held) tooLate(version string, now time.Time) {
+	if h.conflict != version {
+		h.conflict, h.repeated = version, 0
+	}
+	h.againAt = now.Add(min(retryMax, watchDelay<<min(h.repeated, 10)))
+	h.repeated++
 }
 
 // refused reports an answer that the API server gives to what is in the patch, and would
