@@ -36,6 +36,10 @@ type held struct {
 // whoever starts anew asks before giving up.
 const minWait = time.Minute
 
+// tellAfter is how long a pod waits at most until its owner is told, though no registry
+// has failed to answer yet: one question may take three times as long.
+const tellAfter = 10 * time.Second
+
 // deadline is until when the pod waits for answers.
 func (c *Controller) deadline(h *held) time.Time {
 	end := h.pod.CreationTimestamp.Add(c.config.MaxWait)
@@ -205,8 +209,8 @@ func (c *Controller) decide(h *held, now time.Time, late bool) (verdict, bool) {
 		h.asks = asks
 	}
 	var images []placement.Image
-	var open, why hint
-	var slow *ask
+	var open, slow, why hint
+	var first, asked *ask // of those that wait, and of those whose registry is slow
 	for i := range h.asks {
 		a := &h.asks[i]
 		got := c.inspect(h, a, now)
@@ -214,9 +218,11 @@ func (c *Controller) decide(h *held, now time.Time, late bool) (verdict, bool) {
 		case denied:
 			return verdict{placement.Denied(a.name), got.why}, true
 		case waits:
-			open = got.why
-			if got.slow {
-				slow = a
+			if first == nil {
+				first, open = a, got.why
+			}
+			if got.slow && asked == nil {
+				asked, slow = a, got.why
 			}
 			images = append(images, placement.Image{Name: a.name, Unknown: true})
 		case cannot:
@@ -228,14 +234,20 @@ func (c *Controller) decide(h *held, now time.Time, late bool) (verdict, bool) {
 	}
 	if open != hintNone {
 		if !late {
-			if slow != nil && !h.told {
+			if asked == nil && now.Sub(h.since) >= tellAfter {
+				asked, slow = first, open // the first answer is still to come
+			}
+			if asked != nil && !h.told {
 				h.told = true
 				c.events.tell(h.pod, corev1.EventTypeNormal, ReasonWaiting,
-					fmt.Sprintf("%s: %s; the pod is held for at most %s", slow.name, open, c.config.MaxWait))
+					fmt.Sprintf("%s: %s; the pod is held for at most %s", asked.name, slow, c.config.MaxWait))
 			}
 			return verdict{}, false
 		}
 		why = open
+		if asked != nil {
+			why = slow
+		}
 	}
 	return verdict{placement.Decide(h.pod, images, c.config.Settings), why}, true
 }

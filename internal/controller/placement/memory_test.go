@@ -151,3 +151,46 @@ func TestAConflictThatIsNone(t *testing.T) {
 		})
 	}
 }
+
+// told returns the notes of the events that are to be written.
+func (m *memory) told() (notes []string) {
+	m.events.mu.Lock()
+	defer m.events.mu.Unlock()
+	for {
+		e, ok := m.events.queue.pop(nil)
+		if !ok {
+			return notes
+		}
+		notes = append(notes, e.Reason+" "+e.Note)
+	}
+}
+
+// TestARegistryThatHangs: a pod's owner is told that it waits before the first question has
+// failed, and once.
+func TestARegistryThatHangs(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	m.create("team-a", "p")
+	m.after(tellAfter - look)
+	if notes := m.told(); len(notes) > 0 {
+		t.Errorf("told at once: %q", notes)
+	}
+	m.after(2 * look)
+	notes := m.told()
+	if want := "WaitingForRegistry registry.example/app:v1: its registry has not answered; the pod is held for at most 5m0s"; len(notes) != 1 || notes[0] != want {
+		t.Errorf("told %q, want %q", notes, want)
+	}
+	m.verdict = access.Verdict{State: access.Unknown}
+	m.after(30 * time.Second)
+	if notes := m.told(); len(notes) > 0 {
+		t.Errorf("told again: %q", notes)
+	}
+	m.create("team-a", "q")
+	m.after(look)
+	if notes := m.told(); len(notes) != 1 {
+		t.Errorf("of a question that failed: told %q", notes)
+	}
+	if _, ok := m.patch(); ok {
+		t.Error("the pod is let go")
+	}
+}
