@@ -25,8 +25,11 @@ const (
 )
 
 // maxNamed is how many Secrets of one pod are read: each is a watch of its own, and a pod
-// has room for tens of thousands of names.
-const maxNamed = 100
+// has room for tens of thousands of names; maxFollowed how many of one namespace.
+const (
+	maxNamed    = 100
+	maxFollowed = 500
+)
 
 // ring is a pull secret as pods use it.
 type ring struct {
@@ -38,7 +41,8 @@ type ring struct {
 	ring   oci.Keyring
 	// used are the credentials of it that were asked with, each with an image.
 	used   map[secret.Fingerprint]oci.Reference
-	pods   int // that wait and name it
+	pods   int  // that wait and name it
+	beyond bool // it is one too many of its namespace, and counts as one that is not there
 	lastly time.Time
 }
 
@@ -112,8 +116,12 @@ func (c *Controller) secretKeys(h *held) []source.Key {
 // one has not been read.
 func (c *Controller) ringsOf(h *held) (all []*ring, read bool) {
 	now := time.Now()
-	h.dark, read = false, true
+	h.dark, h.crowded, read = false, false, true
 	for _, key := range h.secrets {
+		if c.named(key).beyond {
+			h.crowded = true
+			continue
+		}
 		r := c.ringOf(key, now)
 		read = read && r.read
 		h.dark = h.dark || r.dark && key != c.config.PullSecret
@@ -194,27 +202,59 @@ func (c *Controller) takeChangedSecrets(now time.Time) {
 	}
 }
 
-// followSecrets says which Secrets are to be followed: those of pods that wait, those
-// that pods named lately, and the cluster-wide one.
-func (c *Controller) followSecrets(now time.Time) {
+// toFollow returns which Secrets are to be followed: the cluster-wide one, those of pods
+// that wait, and those that pods named lately; of each namespace so many, and those first
+// that are followed already, so that nobody's is dropped for another's.
+func (c *Controller) toFollow(now time.Time) map[source.Key]struct{} {
 	want := map[source.Key]struct{}{}
-	if c.leading {
-		if k := c.config.PullSecret; k.Name != "" {
-			want[k] = struct{}{}
+	if !c.leading {
+		return want
+	}
+	if k := c.config.PullSecret; k.Name != "" {
+		want[k] = struct{}{}
+	}
+	share := map[string]int{}
+	follow := func(key source.Key) bool {
+		if _, ok := want[key]; ok {
+			return true
 		}
-		for key, r := range c.rings {
-			if r.pods > 0 {
-				want[key] = struct{}{}
-			}
+		if share[key.Namespace] >= maxFollowed {
+			return false
 		}
-		lingering := 0
-		for key, r := range c.rings {
-			if _, ok := c.wanted[key]; ok && r.pods == 0 && now.Sub(r.lastly) < linger && lingering < maxLinger {
-				want[key] = struct{}{}
-				lingering++
-			}
+		share[key.Namespace]++
+		want[key] = struct{}{}
+		return true
+	}
+	for key := range c.wanted {
+		if r := c.rings[key]; r != nil && r.pods > 0 {
+			follow(key)
 		}
 	}
+	for key, r := range c.rings {
+		if r.pods == 0 {
+			if r.beyond && len(r.used) == 0 {
+				delete(c.rings, key) // nothing was read of it
+			}
+			r.beyond = false
+			continue
+		}
+		before := r.beyond
+		if r.beyond = !follow(key); before && !r.beyond {
+			c.secretChanged(key) // whoever names it begins anew, and now it counts
+		}
+	}
+	lingering := 0
+	for key, r := range c.rings {
+		if _, ok := c.wanted[key]; ok && r.pods == 0 && now.Sub(r.lastly) < linger && lingering < maxLinger && follow(key) {
+			lingering++
+		}
+	}
+	return want
+}
+
+// followSecrets has the Secrets followed that are to be.
+func (c *Controller) followSecrets(now time.Time) {
+	want := c.toFollow(now)
 	same := len(want) == len(c.wanted)
 	for key := range want {
 		if _, ok := c.wanted[key]; !ok {

@@ -57,6 +57,7 @@ const (
 	hintNotAllowed  hint = "stile may not ask its registry: the operator allows registries by fetch.allow and registries"
 	hintSecretDark  hint = "stile may not read a pull secret of the pod, without which it is refused: the operator allows namespaces by the chart's secrets values"
 	hintSecretMany  hint = "the pod names more pull secrets than are read, and is refused with the first 100: name fewer"
+	hintSecretCrowd hint = "the held pods of its namespace name more pull secrets than are read, and it is refused with those of the first 500: have them share Secrets"
 	hintUnreachable hint = "its registry has not answered"
 	hintTooMany     hint = "the namespace has as many proofs as it may: the operator sets access.maxPerNamespace"
 	hintManifest    hint = "its manifest is none that stile can read: push it again with a current tool"
@@ -178,6 +179,8 @@ func (c *Controller) refused(h *held, a *ask, v access.Verdict) answer {
 		return a.cannot(hintSecretDark)
 	case v.State == access.Denied && h.many:
 		return a.cannot(hintSecretMany)
+	case v.State == access.Denied && h.crowded:
+		return a.cannot(hintSecretCrowd)
 	case v.State == access.Denied && v.Reason == access.ImageNotFound:
 		return answer{state: denied, why: hintNotFound}
 	case v.State == access.Denied && v.Reason == access.Invalid:

@@ -19,6 +19,7 @@ type held struct {
 	secrets []source.Key
 	dark    bool // a Secret that it names may not be read
 	many    bool // it names more Secrets than are read
+	crowded bool // its namespace does, and one of its own is among those that are not
 	asks    []ask
 	told    bool // that it waits
 

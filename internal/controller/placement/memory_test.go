@@ -194,3 +194,104 @@ func TestARegistryThatHangs(t *testing.T) {
 		t.Error("the pod is let go")
 	}
 }
+
+// TestP7_SecretsOfOneNamespace: however many its pods name, so many are followed, those that
+// are stay so, and everybody else's are followed besides.
+func TestP7_SecretsOfOneNamespace(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	names := func(pod int) (names []string) {
+		for i := range maxNamed {
+			names = append(names, fmt.Sprintf("s-%d-%d", pod, i))
+		}
+		return names
+	}
+	followed := func(ns string) (keys []source.Key) {
+		for k := range m.wanted {
+			if k.Namespace == ns {
+				keys = append(keys, k)
+			}
+		}
+		return keys
+	}
+	pods := func(from, to int) {
+		for i := from; i < to; i++ {
+			m.create("noisy", fmt.Sprint("p-", i), with(names(i)...))
+		}
+	}
+	pods(0, 4)
+	m.after(look)
+	before := followed("noisy")
+	if len(before) != 4*maxNamed {
+		t.Fatalf("%d Secrets are followed", len(before))
+	}
+	pods(4, 50)
+	m.create("quiet", "p", with("regcred"))
+	m.after(3 * look)
+	if n := len(followed("noisy")); n != maxFollowed {
+		t.Errorf("%d Secrets are followed", n)
+	}
+	for _, k := range before {
+		if !m.wanted[k] {
+			t.Fatalf("%s is followed no more", k)
+		}
+	}
+	if !m.wanted[key("quiet", "regcred")] {
+		t.Error("the other namespace's is not followed")
+	}
+	for _, h := range m.waiting {
+		if h.asks == nil {
+			t.Fatalf("%s waits for a Secret that nobody reads", h.key)
+		}
+	}
+	// The pods of the first ones go; those that come after them are followed, and count.
+	for i := range 4 {
+		must(t, m.inbox.Delete(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "noisy", Name: fmt.Sprint("p-", i)}}))
+	}
+	m.after(3 * look)
+	for _, k := range before {
+		if m.wanted[k] {
+			t.Fatalf("%s is followed, and others wait", k)
+		}
+	}
+	if n := len(followed("noisy")); n != maxFollowed {
+		t.Errorf("%d Secrets are followed", n)
+	}
+	for _, h := range m.waiting {
+		for _, k := range h.secrets {
+			if m.rings[k].beyond == m.wanted[k] {
+				t.Fatalf("%s is followed: %v", k, m.wanted[k])
+			}
+		}
+	}
+	// A refusal is none for who names one that is not read.
+	m.verdict = access.Verdict{State: access.Denied}
+	m.all = true
+	m.pass(m.now)
+	crowded := 0
+	for range 47 {
+		j, ok := m.patch()
+		if !ok {
+			t.Fatal("a pod is held")
+		}
+		want, why := placement.NotAllowed, hintUnreadable
+		if j.held.crowded {
+			want, why = placement.NotInspected, hintSecretCrowd
+		}
+		if j.verdict.Outcome != want || j.verdict.why != why {
+			t.Errorf("%s: %s, %s", j.held.key, j.verdict.Outcome, j.verdict.why)
+		}
+		if j.held.crowded {
+			crowded++
+		}
+		m.answered(j, nil)
+	}
+	if crowded == 0 || crowded == 47 {
+		t.Errorf("%d of 47 pods name one that is not read", crowded)
+	}
+	// What nobody names any more is not remembered.
+	m.after(2 * linger)
+	if n := len(m.rings); n > 0 {
+		t.Errorf("%d Secrets are remembered", n)
+	}
+}
