@@ -230,6 +230,11 @@ func (c *Controller) toFollow(now time.Time) map[source.Key]struct{} {
 			follow(key)
 		}
 	}
+	for _, h := range c.waiting { // pod by pod, so that there are some that lack none
+		for _, key := range h.secrets {
+			follow(key)
+		}
+	}
 	for key, r := range c.rings {
 		if r.pods == 0 {
 			if r.beyond && len(r.used) == 0 {
@@ -239,7 +244,8 @@ func (c *Controller) toFollow(now time.Time) map[source.Key]struct{} {
 			continue
 		}
 		before := r.beyond
-		if r.beyond = !follow(key); before && !r.beyond {
+		_, followed := want[key]
+		if r.beyond = !followed; before && followed {
 			c.secretChanged(key) // whoever names it begins anew, and now it counts
 		}
 	}
