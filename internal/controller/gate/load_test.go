@@ -1,7 +1,10 @@
 package gate
 
 import (
+	"bytes"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
@@ -114,6 +117,57 @@ func TestLoad(t *testing.T) { //nolint:paralleltest // it measures
 			t.Log(line)
 		}
 	}
+}
+
+// The webhook by itself: 200 reviews a second over TLS on connections that stay, as an API
+// server keeps them, seen by the caller.
+func TestLoadOfTheWebhookAlone(t *testing.T) { //nolint:paralleltest // it measures
+	if os.Getenv("STILE_LOAD") == "" {
+		t.Skip("STILE_LOAD is not set: this measures for half a minute")
+	}
+	h, err := New(Config{Namespace: "stile-system"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(h)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	body := reviewOf(t, "team-a", large(t))
+	const rate, length = 200, 30 * time.Second
+	var mu sync.Mutex
+	var took []time.Duration
+	var all sync.WaitGroup
+	tick := time.NewTicker(time.Second / rate)
+	defer tick.Stop()
+	for begin := time.Now(); time.Since(begin) < length; {
+		<-tick.C
+		all.Go(func() {
+			begin := time.Now()
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+Path, bytes.NewReader(body))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			request.Header.Set("Content-Type", "application/json")
+			answer, err := server.Client().Do(request)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			n, err := io.Copy(io.Discard, answer.Body)
+			_ = answer.Body.Close()
+			d := time.Since(begin)
+			if err != nil || n == 0 {
+				t.Errorf("%d bytes, %v", n, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			took = append(took, d)
+		})
+	}
+	all.Wait()
+	t.Logf("%d reviews: p50 %v, p99 %v, max %v", len(took), at(took, 50), at(took, 99), at(took, 100))
 }
 
 func at(all []time.Duration, percent int) time.Duration {
