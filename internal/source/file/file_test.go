@@ -241,7 +241,8 @@ func TestP8_BrokenEmptyAndMissingKeepTheLastGood(t *testing.T) {
 			f.watch(50 * time.Millisecond)
 			f.sees("the first", has("a 1 a:v1"))
 			row.harm(f)
-			w := f.sees("the harm", func(w *source.World) bool { return reasons(w) == row.reasons })
+			// A folder that goes while it is read leaves a finding of the file beside its own.
+			w := f.sees("the harm", func(w *source.World) bool { return strings.HasPrefix(reasons(w), row.reasons) })
 			if names(w) != "a 1 a:v1" {
 				t.Errorf("the last good content went: %s", names(w))
 			}
