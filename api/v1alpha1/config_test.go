@@ -193,3 +193,16 @@ func TestConfigHoldsNoSecret(t *testing.T) {
 	}
 	walk(reflect.TypeFor[v1alpha1.Config](), "Config")
 }
+
+func TestIsLoopback(t *testing.T) {
+	t.Parallel()
+	got := map[string]bool{}
+	for _, a := range []string{"127.0.0.1:0", "[::1]:1", "localhost:1", "127.9.9.9:1", "0.0.0.0:1", ":1", "[::]:1", "10.0.0.1:1", "stile.example:1", "127.0.0.1", "[::ffff:127.0.0.1]:1"} {
+		got[a] = v1alpha1.IsLoopback(a)
+	}
+	want := map[string]bool{"127.0.0.1:0": true, "[::1]:1": true, "localhost:1": true, "127.9.9.9:1": true, "0.0.0.0:1": false, ":1": false,
+		"[::]:1": false, "10.0.0.1:1": false, "stile.example:1": false, "127.0.0.1": false, "[::ffff:127.0.0.1]:1": true}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -143,7 +143,7 @@ func fileName(f *findings, field, name string) {
 
 func (c *Config) validateServers(f *findings) {
 	serverTLS(f, "xds.tls", c.XDS.TLS)
-	if listenAddress(f, "xds.address", c.XDS.Address) && !isLoopback(c.XDS.Address) && c.XDS.TLS.ClientCAFile == "" && !c.XDS.Insecure {
+	if listenAddress(f, "xds.address", c.XDS.Address) && !IsLoopback(c.XDS.Address) && c.XDS.TLS.ClientCAFile == "" && !c.XDS.Insecure {
 		f.invalid("xds.address", "is not loopback: set xds.tls with clientCAFile, or write xds.insecure: true")
 	}
 	for i, id := range c.XDS.Identities {
@@ -162,7 +162,7 @@ func (c *Config) validateServers(f *findings) {
 	notNegative(f, "xds.warmHold", c.XDS.WarmHold.Duration)
 
 	serverTLS(f, "modules.tls", c.Modules.TLS)
-	if listenAddress(f, "modules.address", c.Modules.Address) && !isLoopback(c.Modules.Address) && c.Modules.TLS.ClientCAFile == "" && !c.Modules.Insecure {
+	if listenAddress(f, "modules.address", c.Modules.Address) && !IsLoopback(c.Modules.Address) && c.Modules.TLS.ClientCAFile == "" && !c.Modules.Insecure {
 		f.invalid("modules.address", "is not loopback: set modules.tls with clientCAFile, or write modules.insecure: true")
 	}
 	u, err := url.Parse(c.Modules.URL)
@@ -170,7 +170,7 @@ func (c *Config) validateServers(f *findings) {
 		f.invalid("modules.url", "must be http(s)://host[:port][/path], by which proxies reach modules.address")
 	}
 	serverTLS(f, "admin.tls", c.Admin.TLS)
-	if listenAddress(f, "admin.address", c.Admin.Address) && !isLoopback(c.Admin.Address) && c.Admin.TLS.ClientCAFile == "" && c.Resources.Kubernetes == nil {
+	if listenAddress(f, "admin.address", c.Admin.Address) && !IsLoopback(c.Admin.Address) && c.Admin.TLS.ClientCAFile == "" && c.Resources.Kubernetes == nil {
 		f.invalid("admin.address", "must be loopback: off it, callers prove themselves by a client certificate, which needs admin.tls.clientCAFile, or by a Kubernetes token, which needs resources.kubernetes")
 	}
 	if c.Health.Address != "" {
@@ -337,9 +337,9 @@ func listenAddress(f *findings, field, address string) bool {
 	return true
 }
 
-// isLoopback reports whether only this machine can reach address. A name other than
+// IsLoopback reports whether only this machine can reach address, host:port. A name other than
 // localhost is not: what it means may change.
-func isLoopback(address string) bool {
+func IsLoopback(address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return false

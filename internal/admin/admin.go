@@ -62,16 +62,6 @@ type Options struct {
 	Admit func(*http.Request) error
 }
 
-// Local reports whether only this machine can reach an address, host:port.
-func Local(address string) bool {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return false
-	}
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
-}
-
 // Health returns the handler of /livez, /readyz and /metrics alone, which may be
 // reached from anywhere.
 func Health(o Options) http.Handler {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -8,10 +9,8 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -68,7 +67,7 @@ func (s *service) reachKubernetes() error {
 		s.log.Warn("keys.file is not set: replicas with keys of their own serve modules at different URLs, and forget their proofs with their store", "remedy", "name the file of a mounted Secret")
 	}
 	p := &kubernetesPart{
-		api: api, namespace: firstOf(k.Namespace, namespace, s.cfg.RootNamespace), name: replicaName(),
+		api: api, namespace: cmp.Or(k.Namespace, namespace, s.cfg.RootNamespace), name: replicaName(),
 		leadChanged: make(chan struct{}, 1), statuses: make(chan struct{}, 1), counts: make(chan struct{}, 1),
 	}
 	s.kube = p
@@ -118,15 +117,6 @@ func replicaName() string {
 	_, _ = rand.Read(run[:]) // it never fails
 	host, _, _ = strings.Cut(strings.ToLower(host), ".")
 	return host + "-" + hex.EncodeToString(run[:])
-}
-
-func firstOf(names ...string) string {
-	for _, n := range names {
-		if n != "" {
-			return n
-		}
-	}
-	return ""
 }
 
 // openKubernetes makes what the engine is made with.
@@ -200,25 +190,13 @@ func (s *service) openControllers() (err error) {
 	}); err != nil {
 		return fail(Usage, fmt.Errorf("webhook: %w", err), "")
 	}
-	p.webhooks.Handle(admission.ValidatePath, admission.ValidatePlugins(admission.PluginRules{Owns: owns(k), HostEnv: append([]string{}, s.cfg.Wasm.HostEnvAllow...)}))
+	p.webhooks.Handle(admission.ValidatePath, admission.ValidatePlugins(admission.PluginRules{Owns: p.source.Owns, HostEnv: append([]string{}, s.cfg.Wasm.HostEnvAllow...)}))
 	gated, err := gate.New(gate.Config{Namespace: p.namespace, Log: s.log, Registerer: s.metrics})
 	if err != nil {
 		return err
 	}
 	p.webhooks.Handle("/gate-pod", gated)
 	return nil
-}
-
-// owns says which plugins are those that the source reads. The selector has been validated.
-func owns(k *v1alpha1.KubernetesConfig) func(namespace string, set map[string]string) bool {
-	selector, err := labels.Parse(k.Selector)
-	if err != nil {
-		selector = labels.Everything()
-	}
-	return func(namespace string, set map[string]string) bool {
-		return (len(k.Namespaces) == 0 || slices.Contains(k.Namespaces, namespace)) &&
-			(k.Revision == "" || set["istio.io/rev"] == k.Revision) && selector.Matches(labels.Set(set))
-	}
 }
 
 // openPlacement makes the controller of gated pods.

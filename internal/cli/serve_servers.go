@@ -60,7 +60,7 @@ func (s *service) openServers() error {
 	if err != nil {
 		return err
 	}
-	if !admin.Local(s.cfg.Admin.Address) {
+	if !v1alpha1.IsLoopback(s.cfg.Admin.Address) {
 		show.Admit = s.admit
 		if adminTLS == nil {
 			s.log.Warn("admin.address is not loopback and admin.tls is not set: tokens cross the network in clear")

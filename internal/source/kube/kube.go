@@ -58,7 +58,7 @@ type Source struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics metrics
-	labels  string // selector of WasmPlugins
+	labels  labels.Selector // of WasmPlugins
 
 	http       *http.Client
 	dynamic    dynamic.Interface
@@ -113,8 +113,13 @@ func New(c Config) (*Source, error) {
 		}
 		selector = selector.Add(*r)
 	}
-	s.labels = selector.String()
+	s.labels = selector
 	return s, s.connect()
+}
+
+// Owns reports whether a plugin of that namespace and with those labels is one that the Source reads.
+func (s *Source) Owns(namespace string, set map[string]string) bool {
+	return (len(s.cfg.Namespaces) == 0 || slices.Contains(s.cfg.Namespaces, namespace)) && s.labels.Matches(labels.Set(set))
 }
 
 func (s *Source) connect() (err error) {
@@ -243,7 +248,7 @@ func (s *Source) turn(ctx context.Context, now time.Time) {
 	}
 	if s.plugins == nil && plugin.is(there) {
 		s.generation = plugin.generation
-		s.plugins = s.start(ctx, kind{name: "WasmPlugins", resource: wasmPlugins, namespaces: s.cfg.Namespaces, labels: s.labels, read: readPlugin, same: samePlugin})
+		s.plugins = s.start(ctx, kind{name: "WasmPlugins", resource: wasmPlugins, namespaces: s.cfg.Namespaces, labels: s.labels.String(), read: readPlugin, same: samePlugin})
 		if changed {
 			s.renew = now.Add(renewAfterUpgrade)
 		}
